@@ -42,6 +42,8 @@ SLOTS: tuple[Slot, ...] = (
     Slot(f'obs["{LIBRARY}"]', "stimg.datasets, stimg.pp.rasterize", "one capture area"),
     Slot(f'obs["{DONOR}"]', "stimg.datasets", "donor of the section"),
     Slot(f'obs["{BLOCK}"]', "stimg.pp.spatial_blocks", "contiguous spatial block of the observation"),
+    Slot(f'obs["{BLOCK}_border"]', "stimg.pp.spatial_blocks", "True within the buffer of another block"),
+    Slot(f'obs["{SPLIT}"]', "stimg.pp.hold_out_blocks", "train, test or buffer"),
     Slot(f'obsm["{SPATIAL}"]', "readers", "(x, y) in full-resolution pixels"),
     Slot(f'obsm["{RC}"]', "stimg.pp.rasterize", "int32 (row, col) on the raster of the observation's library"),
     Slot(f'uns["{UNS}"]["{RASTER}"]', "stimg.pp.rasterize", "one RasterSpec per library, as plain values"),

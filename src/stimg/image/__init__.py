@@ -1,0 +1,24 @@
+"""Floor 1: the image of one library, without tables: lattices, units, sparse raster stores and their windows."""
+
+from stimg.image.blend import Blend, taper, tile_windows
+from stimg.image.buffers import DenseBuffer, Workspace
+from stimg.image.lattice import find_lattice, neighbour_pairs, neighbours, odd_r_from_array
+from stimg.image.spec import CropSpec, RasterSpec
+from stimg.image.store import RasterStore, SparseWindow, SparseWindows
+
+__all__ = [
+    "Blend",
+    "CropSpec",
+    "DenseBuffer",
+    "RasterSpec",
+    "RasterStore",
+    "SparseWindow",
+    "SparseWindows",
+    "Workspace",
+    "find_lattice",
+    "neighbour_pairs",
+    "neighbours",
+    "odd_r_from_array",
+    "taper",
+    "tile_windows",
+]

@@ -1,0 +1,6 @@
+"""Floor 3: Lightning modules, one training step per method."""
+
+from stimg.plan.checkpoint import SafeCheckpointIO
+from stimg.plan.masked import MaskedPlan
+
+__all__ = ["MaskedPlan", "SafeCheckpointIO"]

@@ -1,0 +1,83 @@
+"""The pages that repeat what the code says: the API from every ``__all__``, the outputs from ``SLOTS``, the tutorials from their folder."""
+
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+MODULES = {
+    "pp": "Preprocessing",
+    "tl": "Tools",
+    "pl": "Plots",
+    "model": "Models",
+    "datasets": "Datasets",
+    "metrics": "Metrics",
+    "image": "Images: rasters, crops and stores",
+    "data": "Data: batches of crops",
+    "nn": "Networks",
+    "plan": "Training plans",
+    "zoo": "Model cards",
+    "bench": "Benchmarks",
+}
+"""Public subpackages in the order of the API page."""
+NOTEBOOKS = (".ipynb", ".md")
+
+
+def public_names(module: str) -> list[str]:
+    """Return the sorted public names of ``stimg.<module>``."""
+    return sorted(getattr(import_module(f"stimg.{module}"), "__all__", []))
+
+
+def api_page(module: str, title: str) -> str:
+    """Return the page of one subpackage: the first paragraph of its docstring, and a table with a page for each public name."""
+    doc = (import_module(f"stimg.{module}").__doc__ or "").strip().split("\n\n")[0]
+    names = public_names(module)
+    table = ""
+    if names:
+        rows = "\n".join(f"   {module}.{name}" for name in names)
+        table = f".. currentmodule:: stimg\n\n.. autosummary::\n   :toctree: objects\n   :nosignatures:\n\n{rows}\n"
+    return f"# {title}: `stimg.{module}`\n\n```{{eval-rst}}\n.. module:: stimg.{module}\n\n{doc}\n\n{table}```\n"
+
+
+def outputs_page() -> str:
+    """Return the table of slots as Markdown."""
+    from stimg._core.keys import SLOTS
+
+    rows = "".join(f"| `{slot.where}` | {slot.writer} | {slot.holds} |\n" for slot in SLOTS)
+    return "| slot | written by | holds |\n|---|---|---|\n" + rows
+
+
+def copy_tutorials(source: Path, target: Path) -> list[str]:
+    """Copy the notebooks of ``source`` to ``target`` where they differ, drop the others, and return their names."""
+    target.mkdir(parents=True, exist_ok=True)
+    notebooks = sorted(path for path in source.glob("*") if path.suffix in NOTEBOOKS and path.name != "README.md")
+    for old in target.glob("*"):
+        if old.name not in {path.name for path in notebooks}:
+            old.unlink() if old.is_file() else shutil.rmtree(old)
+    for path in notebooks:
+        copy = target / path.name
+        if not copy.exists() or copy.read_bytes() != path.read_bytes():
+            shutil.copyfile(path, copy)
+    return [path.stem for path in notebooks]
+
+
+def _update(path: Path, text: str) -> None:
+    """Write only what changed, so that Sphinx reads again only what it must."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def write(docs: Path) -> None:
+    """Write the generated pages into ``docs/generated`` and ``docs/tutorials``."""
+    for module, title in MODULES.items():
+        page = docs / "generated" / f"{module}.md"
+        if public_names(module):
+            _update(page, api_page(module, title))
+        else:
+            page.unlink(missing_ok=True)
+    listed = "\n".join(f"generated/{module}" for module in MODULES if public_names(module))
+    _update(docs / "generated" / "_api.md", f"```{{toctree}}\n:maxdepth: 2\n\n{listed}\n```\n")
+    _update(docs / "generated" / "_outputs.md", outputs_page())
+    names = copy_tutorials(docs.parent / "tutorials", docs / "tutorials")
+    listed = "\n".join(f"tutorials/{name}" for name in names)
+    _update(docs / "generated" / "_tutorials.md", f"```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n")

@@ -1,0 +1,7 @@
+"""One loss per module: its equation, its shapes, and a test against a naive loop."""
+
+from stimg.nn.losses.counts import negative_binomial_nll, poisson_nll
+from stimg.nn.losses.smoothness import smoothness
+from stimg.nn.losses.weighted import weighted_mean
+
+__all__ = ["negative_binomial_nll", "poisson_nll", "smoothness", "weighted_mean"]

@@ -1,0 +1,80 @@
+"""Positions of what a SpatialData table annotates, in one coordinate system, exact for any affine transformation."""
+
+from typing import Any
+
+import numpy as np
+
+from stimg.image.units import to_yx
+
+
+def is_spatialdata(data: Any) -> bool:
+    """Return whether ``data`` is a SpatialData object, without importing spatialdata."""
+    return hasattr(data, "tables") and hasattr(data, "shapes")
+
+
+def table_of(sdata: Any, table_key: str) -> Any:
+    """Return ``sdata.tables[table_key]``; the KeyError names the tables there are."""
+    if table_key not in sdata.tables:
+        raise KeyError(f"sdata.tables[{table_key!r}] is missing (found {sorted(sdata.tables)}). Pass `table_key=`.")
+    return sdata.tables[table_key]
+
+
+def affine_xy(element: Any, coordinate_system: str, *, what: str) -> np.ndarray:
+    """Return the 3 x 3 affine from the element's own (x, y) to those of ``coordinate_system``."""
+    from spatialdata.transformations import get_transformation
+
+    transformations = get_transformation(element, get_all=True)
+    if coordinate_system not in transformations:
+        raise KeyError(
+            f"{what} has no transformation to {coordinate_system!r} (found {sorted(transformations)}). Pass `coordinate_system=`."
+        )
+    return np.asarray(transformations[coordinate_system].to_affine_matrix(("x", "y"), ("x", "y")), dtype=np.float64)
+
+
+def apply_xy(affine: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Return (x, y) mapped by a 3 x 3 affine, float64 (n, 2)."""
+    return np.asarray(xy, dtype=np.float64) @ affine[:2, :2].T + affine[:2, 2]
+
+
+def region_column(table: Any, *, table_key: str) -> tuple[str, str]:
+    """Return (region_key, instance_key) of a table that annotates elements."""
+    attrs = table.uns.get("spatialdata_attrs")
+    if not attrs or attrs.get("region") is None:
+        raise KeyError(
+            f"sdata.tables[{table_key!r}] annotates no element (no uns['spatialdata_attrs']). Pass the table itself, `sdata.tables[{table_key!r}]`, to use "
+            "its obsm['spatial']."
+        )
+    return str(attrs["region_key"]), str(attrs["instance_key"])
+
+
+def centroids(sdata: Any, table: Any, *, table_key: str, coordinate_system: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (y, x) of every row of ``table`` in ``coordinate_system``, and the length there of one unit of the element, float64 (n, 2) and (n,).
+
+    The table must annotate shapes: the centres of circles, the centroids of polygons.
+    """
+    region_key, instance_key = region_column(table, table_key=table_key)
+    regions, instances = table.obs[region_key].astype(str).to_numpy(), table.obs[instance_key].to_numpy()
+    yx, unit = np.full((table.n_obs, 2), np.nan), np.ones(table.n_obs)
+    for region in sorted(set(regions)):
+        if region not in sdata.shapes:
+            raise KeyError(
+                f"sdata.tables[{table_key!r}] annotates {region!r}, which is no shapes element (found {sorted(sdata.shapes)}). Convert labels with "
+                "`spatialdata.to_circles`, or pass the table itself to use its obsm['spatial']."
+            )
+        element = sdata.shapes[region]
+        affine = affine_xy(element, coordinate_system, what=f"sdata.shapes[{region!r}]")
+        rows = np.flatnonzero(regions == region)
+        if element.index.has_duplicates:
+            raise ValueError(f"sdata.shapes[{region!r}] has {int(element.index.duplicated().sum())} duplicated ids; wanted unique ones.")
+        position = element.index.get_indexer(instances[rows])
+        missing = int((position < 0).sum())
+        if missing:
+            raise KeyError(
+                f"{missing} of {len(rows)} instances of sdata.tables[{table_key!r}] are not in sdata.shapes[{region!r}], the first is "
+                f"{instances[rows][position < 0][0]!r}. Match them with `spatialdata.join_spatialelement_table`."
+            )
+        centre = element.geometry.centroid
+        xy = np.stack([centre.x.to_numpy(), centre.y.to_numpy()], axis=1)[position]
+        yx[rows] = to_yx(apply_xy(affine, xy))
+        unit[rows] = np.sqrt(abs(np.linalg.det(affine[:2, :2])))
+    return yx, unit
