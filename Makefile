@@ -31,10 +31,8 @@ test-quick: ## Run the tests without the slow ones
 
 lint: ## Check style, types and import contracts
 	$(BOOTSTRAP) dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	@status=0; for tool in "ruff check ." "ruff format --check ." mypy lint-imports; do \
+	  echo "$(BIN)/$$tool"; $(BIN)/$$tool || status=1; done; exit $$status
 
 format: ## Repair the style
 	$(BOOTSTRAP) dev

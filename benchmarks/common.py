@@ -35,7 +35,11 @@ def save(name: str, protocol: Mapping[str, Any], values: Any) -> Path:
     RESULTS.mkdir(exist_ok=True)
     versions = {p: version(p) for p in ("stimg", "numpy", "torch", "scvi-tools", "anndata")}
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"protocol": protocol, "versions": versions, "machine": platform.processor() or platform.machine(), "values": values}, indent=1))
+    path.write_text(
+        json.dumps(
+            {"protocol": protocol, "versions": versions, "machine": platform.processor() or platform.machine(), "values": values}, indent=1
+        )
+    )
     return path
 
 

@@ -129,7 +129,7 @@ def main() -> None:
     options, training = {}, {}
     for text in args.option:
         key, value = text.split("=")
-        value = {"True": True, "False": False}.get(value, int(value) if value.isdigit() else value)
+        value = {"True": True, "False": False, "None": None}.get(value, int(value) if value.isdigit() else value)
         try:
             value = float(value) if isinstance(value, str) else value
         except ValueError:
@@ -150,7 +150,10 @@ def main() -> None:
         for donor in args.donors:
             train = {d: group for d, group in arrays.items() if d != donor}
             for method, scores in classical(train, arrays[donor], full=not args.quick).items():
-                rows += [{"method": method, "draw": draw, "seed": 0, "section": s, "r": r.tolist()} for s, r in zip(HER2ST[donor], scores, strict=True)]
+                rows += [
+                    {"method": method, "draw": draw, "seed": 0, "section": s, "r": r.tolist()}
+                    for s, r in zip(HER2ST[donor], scores, strict=True)
+                ]
             joined = ad.concat([sections[s] for d in train for s in HER2ST[d]], join="inner", uns_merge="unique")
             for seed in range(args.seeds):
                 start = time.perf_counter()
@@ -160,9 +163,20 @@ def main() -> None:
                 for s, arrays_s in zip(HER2ST[donor], arrays[donor], strict=True):
                     observed = sections[s][:, [g for g in panel if g not in set(names)]].copy()
                     predicted = model.impute_genes(observed, genes=names).to_numpy()
-                    rows.append({"method": "STMAE", "draw": draw, "seed": seed, "section": s, "r": per_gene_pearson(predicted, arrays_s.y).tolist()})
-                mean = np.mean([np.mean(r["r"]) for r in rows if r["method"] == "STMAE" and r["seed"] == seed and r["section"][0] == donor and r["draw"] == draw])
-                print(f"  donor {donor} draw {draw} seed {seed}: STMAE {mean:.3f} ({time.perf_counter() - start:.0f} s, best epoch {model.best_epoch_} of {model.epochs()})", flush=True)
+                    rows.append(
+                        {"method": "STMAE", "draw": draw, "seed": seed, "section": s, "r": per_gene_pearson(predicted, arrays_s.y).tolist()}
+                    )
+                mean = np.mean(
+                    [
+                        np.mean(r["r"])
+                        for r in rows
+                        if r["method"] == "STMAE" and r["seed"] == seed and r["section"][0] == donor and r["draw"] == draw
+                    ]
+                )
+                print(
+                    f"  donor {donor} draw {draw} seed {seed}: STMAE {mean:.3f} ({time.perf_counter() - start:.0f} s, best epoch {model.best_epoch_} of {model.epochs()})",
+                    flush=True,
+                )
     summary = []
     for method in dict.fromkeys(r["method"] for r in rows):
         own = [r for r in rows if r["method"] == method]

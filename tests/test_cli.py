@@ -6,12 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
+import scipy.stats
 
 import stimg
 from stimg._core.settings import settings
-from stimg.cli import doctor, main, report
+from stimg.cli import doctor, main, report, scores
 
 
 class TestDoctor:
@@ -127,10 +131,40 @@ def test_report_escapes_and_embeds(tmp_path):
     assert "http" not in text
 
 
+class TestScores:
+    def test_correlation_of_each_gene_is_scipys(self):
+        rng = np.random.default_rng(0)
+        truth, predicted = rng.normal(size=(30, 4)), rng.normal(size=(30, 4))
+        truth[:, 1] = 7  # a constant has no correlation
+        found = scores.score_genes(truth, predicted, ["a", "b", "c", "d"])
+        wanted = {name: scipy.stats.pearsonr(truth[:, i], predicted[:, i]).statistic for i, name in enumerate("abcd") if name != "b"}
+        assert found == pytest.approx(wanted)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+
+    def test_log_normalised_divides_by_all_genes(self):
+        counts = scipy.sparse.csr_matrix(np.array([[1.0, 2, 7], [0, 0, 5], [0, 0, 0]]))
+        adata = anndata.AnnData(counts, var=pd.DataFrame(index=["a", "b", "c"]))
+        found = scores.log_normalised(adata, ["c", "a"], None)
+        np.testing.assert_allclose(found, [[np.log1p(7000), np.log1p(1000)], [np.log1p(10000), 0], [0, 0]])
+
+    def test_clusters_that_are_the_labels_agree_and_missing_labels_do_not_count(self):
+        points = np.repeat([[0.0, 0], [9, 0], [0, 9]], 10, axis=0)
+        labels = pd.Series(np.repeat(["a", "b", "c"], 10))
+        assert scores.cluster_agreement(points, labels, 0) == (1.0, 30)
+        labels[::10] = None
+        assert scores.cluster_agreement(points, labels, 0) == (1.0, 27)
+
+    def test_hidden_genes_are_a_share_of_the_channels(self):
+        var = pd.DataFrame({"stimg_channel": [True, False] * 20}, index=[f"g{i}" for i in range(40)])
+        adata = anndata.AnnData(np.ones((2, 40), np.float32), var=var)
+        hidden = scores.hidden_genes(adata, 3)
+        assert len(hidden) == len(set(hidden)) == 4
+        assert var.loc[hidden, "stimg_channel"].all()
+        assert hidden == scores.hidden_genes(adata, 3)
+
+
 def check_results(folder: Path) -> None:
     """Check that a folder of results is complete and readable."""
-    import anndata
-
     text = (folder / "index.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert text.count("data:image/png;base64,") == len(list((folder / "figures").glob("*.png"))) > 0

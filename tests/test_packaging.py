@@ -251,3 +251,16 @@ class TestBootstrap:
             tool.write_text(f"#!/bin/sh\necho '{text}'\nexit {status}\n")
             tool.chmod(0o755)
             assert bootstrap.has_nvidia_gpu() is found
+
+
+@pytest.mark.data
+def test_the_example_of_the_readme_runs(mirror, monkeypatch, tmp_path):
+    import matplotlib.pyplot as plt
+
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert code is not None
+    names: dict = {}
+    exec(compile(code.group(1).replace("max_epochs=60", "max_epochs=1"), "README.md", "exec"), names)
+    plt.close("all")
+    assert names["adata"].obsm["X_stimg_stmae"].shape[0] == names["adata"].n_obs

@@ -167,7 +167,7 @@ def test_structure_at_every_size(technology, shape, lattice):
         shuffled += [naive_moran(share[order, g], row, col, lattice) for g in wanted]
         flat += [naive_moran(share[:, g], row, col, lattice) for g in house]
     assert np.median(found) > (0.2 if shape == (8, 8) else 0.3), found
-    assert abs(np.mean(shuffled)) < 0.06, shuffled
+    assert abs(np.mean(shuffled)) < (0.1 if shape == (8, 8) else 0.03), shuffled
     assert np.median(found) > 0.15 + np.median(flat), flat
 
 
@@ -322,6 +322,7 @@ def test_light_import():
         ({"shape": (3, 3), "size_um": 500.0}, "both given"),
         ({"shape": (0, 3)}, "rows, columns"),
         ({"size_um": 10.0}, "holds no capture area"),
+        ({"size_um": (10.0, 20.0, 30.0)}, "not a side"),
         ({"technology": "visium_hd", "bin_um": 5.0}, "bin_um"),
         ({"n_genes": 0}, "n_genes"),
         ({"mpp": 0.0}, "mpp"),

@@ -1,5 +1,7 @@
 """The H&E measured from its pixels, and the SpatialData that carries it."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -82,6 +84,29 @@ def test_thumbnail_is_the_mean(slide_and_cells, longest):
     for r, c in ((0, 0), (7, 50), (small.shape[0] - 1, small.shape[1] - 1)):
         block = image[r * factor : (r + 1) * factor, c * factor : (c + 1) * factor].reshape(-1, 3)
         np.testing.assert_allclose(small[r, c], block.mean(axis=0), atol=0.51)
+
+
+@pytest.mark.parametrize("mpp", [0.25, 1.7, 5.0, 40.0])
+def test_blocks_do_not_matter(mpp, monkeypatch):
+    _, truth = simulate(
+        size_um=min(1000.0, max(300.0, 200 * mpp)), n_genes=5, tissue=TissueOptions(outline=True), rng=1, mpp=mpp, return_truth=True
+    )
+    slide = truth.slides["D1S1"]
+    part = (slide.shape[0] // 3, slide.shape[1] // 3, min(90, slide.shape[0] // 2), min(120, slide.shape[1] // 2))
+    whole = slide.render(*part)
+    assert whole.std() > 5
+    monkeypatch.setattr(sys.modules[type(slide).__module__], "BLOCK", 19)
+    np.testing.assert_array_equal(slide.render(*part), whole)
+
+
+def test_coarse_pixels_are_means():
+    fine, coarse = (
+        simulate(size_um=400.0, n_genes=5, rng=0, mpp=mpp, stain=ImageOptions(noise=0.0), return_truth=True)[1].slides["D1S1"].render()
+        for mpp in (1.0, 8.0)
+    )
+    means = fine.reshape(50, 8, 50, 8, 3).mean(axis=(1, 3))
+    assert np.abs(means - coarse).mean() < 6
+    assert np.corrcoef(means[..., 0].ravel(), coarse[..., 0].ravel())[0, 1] > 0.9
 
 
 def test_outside_is_white_and_domains_differ():

@@ -179,6 +179,27 @@ def test_find_lattice_across_a_gap_and_at_any_angle():
         assert {tuple(sorted(map(int, p))) for p in lat.neighbour_pairs(spec_of("square", tuple(found.rc.max(0) + 1)), found.rc)} == pairs
 
 
+def test_find_lattice_adds_up_no_error_along_a_strip():
+    rng = np.random.default_rng(0)
+    rc = np.array([(r, c) for r in range(3) for c in range(500)])
+    found = lat.find_lattice(40.0 * rc + rng.normal(scale=3.5, size=rc.shape))
+    assert (found.rc == rc).all()
+
+
+def test_find_lattice_takes_the_nearest_hexagonal_point():
+    rc = np.array([(r, c) for r in range(15) for c in range(15)])
+    points = spec_of("hex", (15, 15), 1).lattice_points(rc)
+    yx = 100.0 * points
+    column, row = np.array([0.0, 1.0]), np.array([np.sqrt(3) / 2, 0.5])
+    inner = 7 * 15 + 7
+    yx[inner] += 100 * (0.53 * column - 0.26 * row)  # 0.46 pitches off, more than half a column step
+    found = lat.find_lattice(yx)
+    again = spec_of("hex", (1, 1), found.parity).lattice_points(found.rc)
+    distance = KDTree(100.0 * points).query(yx)
+    assert distance[1][inner] == inner  # by brute force it is nearest to its own point
+    assert np.allclose(again - again[0], points - points[0])
+
+
 @pytest.mark.parametrize(
     ("yx", "message"),
     [

@@ -51,7 +51,9 @@ def made(tmp_path):
     store = RasterStore.from_csr(matrix, rc, (ROWS, COLS), block=16)
     path = tmp_path / "slide.zarr"
     spatial = np.random.default_rng(1).random((len(rc), 2))
-    store.save(path, obs=obs, var=var, obsm={"spatial": spatial}, uns={"stimg": {"pitch_um": 8.0, "names": np.array(["x", "y"]), "unit": "counts"}})
+    store.save(
+        path, obs=obs, var=var, obsm={"spatial": spatial}, uns={"stimg": {"pitch_um": 8.0, "names": np.array(["x", "y"]), "unit": "counts"}}
+    )
     return store, path, dense, obs, var, spatial
 
 
@@ -206,7 +208,7 @@ def test_a_damaged_store_is_an_error(made, mode, how, message):
 def test_no_store_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no store at"):
         RasterStore.open(tmp_path / "none.zarr")
-    ad.AnnData(sp.csr_matrix((2, 2), dtype=np.float32)).write_zarr(tmp_path / "plain.zarr")
+    zarr.open_group(str(tmp_path / "plain.zarr"), mode="w", zarr_format=3).create_group("X")
     with pytest.raises(ValueError, match="holds no raster store"):
         RasterStore.open(tmp_path / "plain.zarr")
     with pytest.raises(ValueError, match="mode='lazy'"):
@@ -275,17 +277,15 @@ def test_tables_that_do_not_fit_are_an_error(made, tmp_path):
     assert not (tmp_path / "new.zarr").exists()
 
 
-def _total(store):
-    found = store.windows([0, 10], [0, 10], 20, 20, threads=2)
-    return int(found.value.sum()), len(pickle.dumps(store))
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_other_processes_read_a_store_they_are_given(made, method):
     memory, path, *_ = made
     disk = RasterStore.open(path)
-    wanted = _total(memory)[0]
+    assert len(pickle.dumps(disk)) < 1000
+    asked = ([0, 10], [0, 10], 20, 20)
+    wanted = memory.windows(*asked, threads=2)
     with multiprocessing.get_context(method).Pool(2) as pool:
-        (from_disk, disk_bytes), (from_memory, _), (again, _) = pool.map(_total, [disk, memory, disk])
-    assert from_disk == from_memory == again == wanted
-    assert disk_bytes < 1000
+        given = [pool.apply_async(RasterStore.windows, (store, *asked), {"threads": 2}) for store in (disk, memory, disk)]
+        for found in given:
+            for got, array in zip(found.get(timeout=120), wanted, strict=True):
+                np.testing.assert_array_equal(got, array)

@@ -22,7 +22,9 @@ def replacing(path: str | os.PathLike, *, overwrite: bool, directory: bool = Fal
         target.parent.mkdir(parents=True, exist_ok=True)
         holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as err:
-        raise OSError(err.errno, f"cannot write beside {target} ({err.strerror}). Choose a folder you may write to, with free space") from err
+        raise OSError(
+            err.errno, f"cannot write beside {target} ({err.strerror}). Choose a folder you may write to, with free space"
+        ) from err
     try:
         temporary = holder / target.name
         if directory:

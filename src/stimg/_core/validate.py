@@ -43,7 +43,9 @@ def finite(array: np.ndarray, name: str, *, todo: str) -> None:
     bad = ~np.isfinite(np.asarray(array, dtype=np.float64))
     if bad.any():
         rows = bad.reshape(len(bad), -1).any(axis=1)
-        raise ValueError(f"{name} has {int(rows.sum())} rows of {len(rows)} with NaN or infinite values, the first is row {int(np.argmax(rows))}. {todo}")
+        raise ValueError(
+            f"{name} has {int(rows.sum())} rows of {len(rows)} with NaN or infinite values, the first is row {int(np.argmax(rows))}. {todo}"
+        )
 
 
 def not_empty(adata: Any, *, todo: str = "Check the reader or the filter that made this object.") -> None:
@@ -82,9 +84,13 @@ def counts(adata: Any, layer: str | None = None) -> sp.csr_matrix:
         if not np.issubdtype(data.dtype, np.number):
             raise TypeError(f"{name} has dtype {data.dtype}; wanted numbers. Convert it to raw counts.")
         if not np.isfinite(data).all():
-            raise ValueError(f"{name} has {int((~np.isfinite(data)).sum())} NaN or infinite values; wanted raw counts. Remove or repair them.")
+            raise ValueError(
+                f"{name} has {int((~np.isfinite(data)).sum())} NaN or infinite values; wanted raw counts. Remove or repair them."
+            )
         if data.min() < 0:
-            raise ValueError(f"{name} has {int((data < 0).sum())} negative values (minimum {data.min():g}); wanted raw counts. Pass `layer=` with unscaled counts.")
+            raise ValueError(
+                f"{name} has {int((data < 0).sum())} negative values (minimum {data.min():g}); wanted raw counts. Pass `layer=` with unscaled counts."
+            )
         if np.issubdtype(data.dtype, np.floating):
             fractional = data != np.rint(data)
             if fractional.any():

@@ -15,27 +15,42 @@ def _save(figure: Any, path: Path) -> Path:
     return path
 
 
-def genes(adata: Any, path: Path, *, names: Sequence[str], layer: str | None, library_key: str) -> Path:
+def genes(adata: Any, path: Path, *, names: Sequence[str], layer: str | None, library_id: list[str], library_key: str) -> Path:
     """Save the raster of some genes."""
     from stimg import pl
 
-    return _save(pl.raster(adata, color=list(names), layer=layer, transform="log1p", library_key=library_key, return_fig=True), path)
+    return _save(
+        pl.raster(
+            adata, color=list(names), layer=layer, transform="log1p", library_id=library_id, library_key=library_key, return_fig=True
+        ),
+        path,
+    )
 
 
-def regions(adata: Any, path: Path, *, label: str, library_key: str) -> Path:
+def regions(adata: Any, path: Path, *, label: str, library_id: list[str], library_key: str) -> Path:
     """Save the raster of a column of ``obs``."""
     from stimg import pl
 
-    return _save(pl.raster(adata, color=label, library_key=library_key, return_fig=True), path)
+    return _save(pl.raster(adata, color=label, library_id=library_id, library_key=library_key, return_fig=True), path)
 
 
-def crops(adata: Any, path: Path, *, names: Sequence[str], side: int, seed: int, layer: str | None, library_key: str) -> Path:
+def crops(
+    adata: Any, path: Path, *, names: Sequence[str], side: int, seed: int, layer: str | None, library_id: list[str], library_key: str
+) -> Path:
     """Save the outlines of some crops and what is in them, three genes as colours."""
     from stimg import pl
     from stimg.image.spec import CropSpec
 
     drawn = pl.crops(
-        adata, genes=list(names[:3]), spec=CropSpec((side, side)), n=3, rng=seed, layer=layer, library_key=library_key, return_fig=True
+        adata,
+        genes=list(names[:3]),
+        spec=CropSpec((side, side)),
+        n=3,
+        rng=seed,
+        layer=layer,
+        library_id=library_id,
+        library_key=library_key,
+        return_fig=True,
     )
     return _save(drawn, path)
 
@@ -47,11 +62,11 @@ def history(model: Any, path: Path) -> Path:
     return _save(pl.history(model.history, return_fig=True), path)
 
 
-def embedding(adata: Any, path: Path, *, key: str, library_key: str) -> Path:
+def embedding(adata: Any, path: Path, *, key: str, library_id: list[str], library_key: str) -> Path:
     """Save the embedding as colours in space."""
     from stimg import pl
 
-    return _save(pl.embedding_map(adata, obsm_key=key, library_key=library_key, return_fig=True), path)
+    return _save(pl.embedding_map(adata, obsm_key=key, library_id=library_id, library_key=library_key, return_fig=True), path)
 
 
 def completed(truth: Any, predicted: Any, path: Path, *, scores: Mapping[str, float], library: str, library_key: str) -> Path:

@@ -20,14 +20,14 @@ import numpy as np
 
 from stimg._core import keys
 from stimg._core.files import replacing
-from stimg._core.rng import as_generator
 from stimg.cli import figures
 from stimg.cli.report import Section, page
+from stimg.cli.scores import cluster_agreement, hidden_genes, log_normalised, score_genes
 
 MARK = "stimg-results.json"
 """File by which a folder of results is recognised."""
-HIDDEN_SHARE = 0.2
-"""Share of the channels that the model is not shown when it completes the panel."""
+MOST_DRAWN = 4
+"""Libraries that the figures show; the results are those of all."""
 
 
 @dataclass
@@ -104,47 +104,6 @@ def read_slide(path: Path, *, table: str) -> Any:
     return tables[table]
 
 
-def hidden_genes(adata: Any, seed: int) -> list[str]:
-    """Return the channels that the model is not shown when it completes the panel: a random share, in the order of ``var``."""
-    channels = adata.var_names[adata.var[keys.CHANNEL].to_numpy(dtype=bool)]
-    n = max(1, round(HIDDEN_SHARE * len(channels)))
-    chosen = np.sort(as_generator(seed).choice(len(channels), size=n, replace=False))
-    return [str(name) for name in channels[chosen]]
-
-
-def score_genes(truth: np.ndarray, predicted: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Return Pearson's correlation over observations for each gene (column), best first; a gene that is constant in either has none."""
-    centred = [array - array.mean(axis=0) for array in (np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64))]
-    norms = [np.sqrt((array**2).sum(axis=0)) for array in centred]
-    usable = (norms[0] > 0) & (norms[1] > 0)
-    r = (centred[0] * centred[1]).sum(axis=0)[usable] / (norms[0] * norms[1])[usable]
-    found = {name: float(value) for name, value in zip(np.asarray(names)[usable].tolist(), r, strict=True)}
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def log_normalised(adata: Any, names: list[str], layer: str | None) -> np.ndarray:
-    """Return log(1 + 10,000 × count / total of the observation) of some genes, dense (n_obs, len(names))."""
-    matrix = adata.X if layer is None else adata.layers[layer]
-    totals = np.asarray(matrix.sum(axis=1), dtype=np.float64).reshape(-1, 1)
-    wanted = matrix[:, adata.var_names.get_indexer(names)]
-    dense = wanted.toarray() if hasattr(wanted, "toarray") else np.asarray(wanted)
-    return np.log1p(1e4 * dense / np.maximum(totals, 1))
-
-
-def cluster_agreement(embedding: np.ndarray, labels: Any, seed: int) -> tuple[float, int]:
-    """Return the adjusted Rand index between k-means clusters of an embedding and labels, and the number of labelled observations.
-
-    k is the number of labels; observations without a label are clustered but not compared.
-    """
-    from sklearn.cluster import KMeans
-    from sklearn.metrics import adjusted_rand_score
-
-    codes = np.asarray(labels.astype("category").cat.codes)
-    known = codes >= 0
-    clusters = KMeans(n_clusters=len(np.unique(codes[known])), n_init=10, random_state=seed).fit_predict(embedding)
-    return float(adjusted_rand_score(codes[known], clusters[known])), int(known.sum())
-
-
 def walk(job: Walk) -> None:
     """Do the whole walk and move the folder of results to its place when it is complete."""
     refuse_to_overwrite(job.out, overwrite=job.overwrite)
@@ -162,8 +121,6 @@ def walk(job: Walk) -> None:
 
 def _results(job: Walk, folder: Path) -> list[Section]:
     """Compute, save and draw everything into ``folder``; return the sections of the page."""
-    from anndata import AnnData
-
     from stimg import model as models
     from stimg import pp, tl
 
@@ -190,8 +147,9 @@ def _results(job: Walk, folder: Path) -> list[Section]:
         words.append(f"{adata.obsm[key].shape[1]} numbers for each observation in obsm[{key!r}]")
     with step(job, "complete") as words:
         hidden = hidden_genes(adata, job.seed)
-        predicted = AnnData(model.impute_genes(genes=hidden), obs=adata.obs[[job.library_key]])
-        predicted.uns = {"unit": "log(1 + counts per 10,000)", "hidden_from_the_model": hidden}
+        predicted: Any = tl.impute_genes(
+            adata, model=model, genes=hidden, copy=True
+        )  # a table of its own: a layer would be dense over all genes
         truth = adata[:, hidden].copy()
         truth.X = log_normalised(adata, hidden, job.layer)
         scores = score_genes(truth.X[held], predicted.X[held], hidden)
@@ -204,19 +162,22 @@ def _results(job: Walk, folder: Path) -> list[Section]:
         predicted.write_h5ad(folder / "completed.h5ad")
         words.append("slide.h5ad, slide.zarr, completed.h5ad, model/")
     with step(job, "draw") as words:
-        drawn = {"layer": job.layer, **common}
+        some = {"library_id": list(_specs(adata))[:MOST_DRAWN], **common}
+        drawn = {"layer": job.layer, **some}
         shown = dict(list(scores.items())[:3])
         side = min(*model.crop.size, *spec.shape)
         files = {
-            "overview": figures.overview(adata, pictures / "overview.png", names=names, key=key, library=library, **drawn),
+            "overview": figures.overview(
+                adata, pictures / "overview.png", names=names, key=key, library=library, layer=job.layer, **common
+            ),
             "genes": figures.genes(adata, pictures / "genes.png", names=names[:4], **drawn),
             "crops": figures.crops(adata, pictures / "crops.png", names=names[:3], side=side, seed=job.seed, **drawn),
             "history": figures.history(model, pictures / "history.png"),
-            "embedding": figures.embedding(adata, pictures / "embedding.png", key=key, **common),
+            "embedding": figures.embedding(adata, pictures / "embedding.png", key=key, **some),
             "completed": figures.completed(truth, predicted, pictures / "completed.png", scores=shown, library=library, **common),
         }
         if job.label:
-            files["regions"] = figures.regions(adata, pictures / "regions.png", label=job.label, **common)
+            files["regions"] = figures.regions(adata, pictures / "regions.png", label=job.label, **some)
         words.append(f"{len(files)} figures")
     spread = (
         f"median {median:.2f}, best {max(scores.values()):.2f}, worst {min(scores.values()):.2f}" if scores else "none, all are constant"
@@ -349,9 +310,10 @@ def _example(choice: str, seed: int, *, quick: bool) -> tuple[Any, str]:
 
     if choice in ("auto", "her2st"):
         try:
-            return datasets.her2st(
-                "D1"
-            ), "HER2-positive breast cancer, section D1 of Andersson et al. 2021 (CC BY 4.0), with a pathologist's regions."
+            adata = datasets.her2st("D1")
+            known = sorted(set(adata.obs["label"].dropna()) - {"undetermined"})
+            adata.obs["label"] = adata.obs["label"].cat.set_categories(known)
+            return adata, "HER2-positive breast cancer, section D1 of Andersson et al. 2021 (CC BY 4.0), with a pathologist's regions."
         except ConnectionError as error:
             if choice == "her2st":
                 raise

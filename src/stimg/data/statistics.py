@@ -142,7 +142,9 @@ def principal_axes(libraries: Sequence[Library], statistics: GeneStatistics, n_a
     transposed = stacked.T.tocsr()
     k = int(min(n_axes, min(stacked.shape) - 1))
     if k < 1:
-        raise ValueError(f"{stacked.shape[0]} observations x {stacked.shape[1]} genes have no principal axes. Take more of them, or init='random'.")
+        raise ValueError(
+            f"{stacked.shape[0]} observations x {stacked.shape[1]} genes have no principal axes. Take more of them, or init='random'."
+        )
 
     def multiply(v: np.ndarray) -> np.ndarray:
         return stacked @ np.ravel(v) - (means @ np.ravel(v))[which]

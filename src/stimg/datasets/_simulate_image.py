@@ -15,7 +15,9 @@ from stimg.datasets._simulate_options import DonorOptions, ImageOptions
 from stimg.datasets._simulate_tissue import Stream, Tissue
 
 BLOCK = 256
-"""Side of the blocks that are drawn whole, whatever part is asked for, so that every part has the same pixels."""
+"""Side of what is drawn at once, in pixels. Every pixel depends on its own place alone, so it decides memory and speed, not the image."""
+FINEST_UM = 2.0
+"""Pixels larger than this are means over smaller ones, as a nucleus would vanish between them."""
 NODE = 8
 TABLE = 1024
 GRAIN = 8
@@ -102,6 +104,8 @@ class Slide:
         self.mpp = float(mpp)
         self.shape = (math.ceil(tissue.size_um[0] / mpp - 1e-9), math.ceil(tissue.size_um[1] / mpp - 1e-9))
         self.stains = stain_matrix(image, donors, seed=seed, donor=donor, section=section)
+        self._split = math.ceil(self.mpp / FINEST_UM)
+        self._fine = self.mpp / self._split
         self._tissue, self._cells, self._image = tissue, cells, image
         self._looks = kinds(composition.shape[1])
         self._key = (seed, donor, section)
@@ -147,11 +151,7 @@ class Slide:
             )
         out = np.empty((height, width, 3), dtype=np.uint8)
         for y, x, block in self._blocks(top, left, height, width):
-            rows = slice(max(y, top), min(y + block.shape[0], top + height))
-            cols = slice(max(x, left), min(x + block.shape[1], left + width))
-            out[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left] = block[
-                rows.start - y : rows.stop - y, cols.start - x : cols.stop - x
-            ]
+            out[y - top : y - top + block.shape[0], x - left : x - left + block.shape[1]] = block
         return out
 
     def thumbnail(self, longest_px: int) -> tuple[np.ndarray, float]:
@@ -183,16 +183,28 @@ class Slide:
         )
 
     def _blocks(self, top: int, left: int, height: int, width: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        for y in range(top // BLOCK * BLOCK, top + height, BLOCK):
-            for x in range(left // BLOCK * BLOCK, left + width, BLOCK):
-                yield y, x, self._block(y, x, min(BLOCK, self.shape[0] - y), min(BLOCK, self.shape[1] - x))
+        for y in range(top, top + height, BLOCK):
+            for x in range(left, left + width, BLOCK):
+                yield y, x, self._block(y, x, min(BLOCK, top + height - y), min(BLOCK, left + width - x))
 
     def _block(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        y_um = ((top + np.arange(height) + 0.5) * self.mpp)[:, None]
-        x_um = ((left + np.arange(width) + 0.5) * self.mpp)[None, :]
+        split = self._split
+        grey = self._light(top * split, left * split, height * split, width * split)
+        if split > 1:
+            grey = grey.reshape(height, split, width, split, 3).mean(axis=(1, 3))
+        if self._image.noise > 0:
+            r, c = (top + np.arange(height))[:, None] & (TABLE - 1), (left + np.arange(width))[None, :] & (TABLE - 1)
+            for colour in range(3):
+                grey[..., colour] += self._image.noise * self._texture.white[r, (c + 341 * colour) & (TABLE - 1)]
+        return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+
+    def _light(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """Return the light that passes, float32 (height, width, 3), on pixels of ``_fine`` µm."""
+        y_um = ((top + np.arange(height) + 0.5) * self._fine)[:, None]
+        x_um = ((left + np.arange(width) + 0.5) * self._fine)[None, :]
         rows, row, part_y = _nodes(top, height)
         cols, col, part_x = _nodes(left, width)
-        node_y, node_x = np.meshgrid((rows + 0.5) * self.mpp, (cols + 0.5) * self.mpp, indexing="ij")
+        node_y, node_x = np.meshgrid((rows + 0.5) * self._fine, (cols + 0.5) * self._fine, indexing="ij")
         membership, _, _, margin = self._tissue.read(np.stack([node_y.ravel(), node_x.ravel()], axis=1))
 
         def spread(values: np.ndarray) -> np.ndarray:
@@ -219,45 +231,48 @@ class Slide:
         haem = np.maximum((haem + blue) * solid, 1.45 * nuclei)
         eosin = np.clip(eosin + pink, 0, None) * np.maximum(solid, covered) * (1 - 0.3 * covered)
         density = eosin[..., None] * self.stains[1].astype(np.float32) + haem[..., None] * self.stains[0].astype(np.float32)
-        grey = LIGHT * np.exp(-density)
-        if self._image.noise > 0:
-            r, c = (top + np.arange(height))[:, None] & (TABLE - 1), (left + np.arange(width))[None, :] & (TABLE - 1)
-            for colour in range(3):
-                grey[..., colour] += self._image.noise * texture.white[r, (c + 341 * colour) & (TABLE - 1)]
-        return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+        return LIGHT * np.exp(-density)
 
     def _nuclei(self, top: int, left: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return haematoxylin of the nuclei, and eosin and haematoxylin of the cytoplasm, float32 (height, width) each."""
         index, chance = self._places
         n_cols = self._cells.type.shape[1]
-        widest = max(_extent_um(k) for k in self._looks)
-        pad = 2 * (math.ceil(widest / self.mpp) + 2)
+        margin = math.ceil(max(_extent_um(k) for k in self._looks) / self._fine) + 2
+        pad = 2 * margin + 1
         maps = np.zeros((3, (height + 2 * pad) * (width + 2 * pad)), dtype=np.float32)
-        first = math.floor((top * self.mpp - widest) / self._cells.spacing_um)
-        last = math.floor(((top + height) * self.mpp + widest) / self._cells.spacing_um)
+        first = math.floor((top - margin) * self._fine / self._cells.spacing_um)
+        last = math.floor((top + height + margin) * self._fine / self._cells.spacing_um)
         band = slice(*np.searchsorted(index, [first * n_cols, (last + 1) * n_cols]))
         place = index[band]
-        centre = self._cells.yx_um.reshape(-1, 2)[place].astype(np.float64) / self.mpp - (top, left)
-        margin = widest / self.mpp
-        near = ((centre > -margin) & (centre < np.array([height, width]) + margin)).all(axis=1)
-        place, centre, chance = place[near], centre[near], chance[band][near]
+        centre = self._cells.yx_um.reshape(-1, 2)[place].astype(np.float64) / self._fine
+        corner = np.floor(centre).astype(np.int64)
+        near = ((corner >= (top - margin, left - margin)) & (corner < (top + height + margin, left + width + margin))).all(axis=1)
+        place, chance, rest = place[near], chance[band][near], (centre - corner)[near].astype(np.float32)
+        corner = corner[near] - (top, left)
         types = self._cells.type.ravel()[place]
         for t, kind in enumerate(self._looks):
             chosen = np.flatnonzero(types == t)
-            half = math.ceil(_extent_um(kind) / self.mpp) + 1
+            half = math.ceil(_extent_um(kind) / self._fine) + 1
             step = max(1, PATCH_PIXELS // (2 * half + 1) ** 2)
             for start in range(0, len(chosen), step):
                 some = chosen[start : start + step]
-                self._draw(
-                    maps, kind, centre[some], self._cells.yx_um.reshape(-1, 2)[place[some]], chance[some], half, pad, width + 2 * pad
-                )
+                position = self._cells.yx_um.reshape(-1, 2)[place[some]]
+                self._draw(maps, kind, corner[some] + pad, rest[some], position, chance[some], half, width + 2 * pad)
         out = maps.reshape(3, height + 2 * pad, width + 2 * pad)[:, pad : pad + height, pad : pad + width]
         return out[0], out[1], out[2]
 
     def _draw(
-        self, maps: np.ndarray, kind: Kind, centre: np.ndarray, yx_um: np.ndarray, chance: np.ndarray, half: int, pad: int, row_length: int
+        self,
+        maps: np.ndarray,
+        kind: Kind,
+        corner: np.ndarray,
+        rest: np.ndarray,
+        yx_um: np.ndarray,
+        chance: np.ndarray,
+        half: int,
+        row_length: int,
     ) -> None:
-        """Add cells of one kind to the maps: ``centre`` in pixels of the block, ``chance`` the cells' random numbers."""
+        """Add cells of one kind to the maps: ``corner`` (pixels of the map) and ``rest`` of a pixel, ``chance`` their random numbers."""
         c = chance.T[:, :, None, None]
         y_um, x_um = yx_um.astype(np.float64).T
         across = self._fibre(y_um, x_um)[0]
@@ -267,16 +282,14 @@ class Slide:
         size = 0.82 + 0.36 * c[1]
         ratio = np.clip(kind.ratio * (0.85 + 0.3 * c[2]), 0.12, 1.0)
         major, minor = kind.radius_um * size / np.sqrt(ratio), kind.radius_um * size * np.sqrt(ratio)
-        corner = np.floor(centre).astype(np.int64)
         steps = np.arange(-half, half + 1)
-        dy = (steps[None, :, None] + 0.5 - (centre - corner)[:, 0, None, None]) * self.mpp
-        dx = (steps[None, None, :] + 0.5 - (centre - corner)[:, 1, None, None]) * self.mpp
+        dy = ((steps[None, :, None] + 0.5 - rest[:, 0, None, None]) * self._fine).astype(np.float32)
+        dx = ((steps[None, None, :] + 0.5 - rest[:, 1, None, None]) * self._fine).astype(np.float32)
         cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-        dy, dx = dy.astype(np.float32), dx.astype(np.float32)
         u, v = dx * cos + dy * sin, dy * cos - dx * sin
         bend = 0.35 * (c[3] - 0.5)
         radius = np.sqrt((u / major) ** 2 + (v / minor + bend * ((u / major) ** 2 - 0.4)) ** 2)
-        edge = max(0.45, self.mpp)
+        edge = max(0.45, self._fine)
         cover = np.clip((1 - radius) * minor / edge + 0.5, 0, 1)
         mottle = self._texture.near(dy / 1.3 + 40 * c[4], dx / 1.3 + 40 * c[5])
         chromatin = 1 + kind.grain * 0.55 * mottle + kind.rim * np.clip((radius - 0.6) / 0.3, 0, 1)
@@ -287,7 +300,7 @@ class Slide:
         body = (kind.body - 1) * kind.radius_um
         cell = np.sqrt((u / (major + body)) ** 2 + (v / (minor + body)) ** 2)
         cytoplasm = np.clip((1 - cell) * (minor + body) / 1.5, 0, 1)
-        place = (corner[:, 0, None, None] + steps[None, :, None] + pad) * row_length + corner[:, 1, None, None] + steps[None, None, :] + pad
+        place = (corner[:, 0, None, None] + steps[None, :, None]) * row_length + corner[:, 1, None, None] + steps[None, None, :]
         place = place.ravel()
         np.maximum.at(maps[0], place, (cover * strength * np.clip(chromatin, 0.2, None)).ravel())
         np.add.at(maps[1], place, (kind.eosin * cytoplasm).ravel().astype(np.float32))

@@ -76,13 +76,16 @@ def make_layout(technology: str, shape: Sequence[int] | None, size_um: float | S
         rows, cols = _checked_shape(_SHAPE[technology] if shape is None else shape)
         width = cols * pitch + (pitch / 2 if technology == "visium" and rows > 1 else 0.0)
         return Layout(technology, (rows, cols), ((rows - 1) * step + pitch, width), pitch, diameter)
-    height, width = (float(s) for s in (size_um if isinstance(size_um, Sequence) else (size_um, size_um)))
+    sides = np.asarray(size_um, dtype=np.float64).reshape(-1)
+    if len(sides) not in (1, 2):
+        raise ValueError(f"size_um={size_um!r} is not a side or (y, x), in µm.")
+    height, width = float(sides[0]), float(sides[-1])
     for side in (height, width):
         validate.positive(side, "size_um", "µm")
     rows = 1 + math.floor((height - pitch) / step + 1e-9)
     cols = math.floor((width - (pitch / 2 if technology == "visium" and rows > 1 else 0.0)) / pitch + 1e-9)
     if min(rows, cols) < 1:
-        raise ValueError(f"size_um={size_um} holds no capture area of {technology}; wanted at least {1.5 * pitch:g} µm a side.")
+        raise ValueError(f"size_um={size_um} holds no capture area of {technology}; wanted at least {pitch:g} µm a side.")
     return Layout(technology, (rows, cols), (height, width), pitch, diameter)
 
 

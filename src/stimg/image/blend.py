@@ -107,7 +107,7 @@ class Blend:
         obs
             Row of the observation at each pixel, integer (B, H, W) or any (B, ...); -1 where there is none.
         values
-            Values of each pixel, (*obs.shape, dim).
+            Values of each pixel, ``(*obs.shape, dim)``.
         weight
             Non-negative weights, of the shape of ``obs`` or of one window; 1 where None.
         """

@@ -172,3 +172,28 @@ class DenseBuffer:
         for each in self._lanes if lane is None else [lane]:
             gather.clear(self._flat, each.touched, each.n_touched)
             each.n_touched = 0
+
+
+def as_buffer(out: DenseBuffer | np.ndarray | None, dtype: np.typing.DTypeLike | None, shape: tuple[int, ...]) -> DenseBuffer:
+    """Return the buffer to write to: ``out`` itself, one around the array ``out``, or a new one of ``dtype`` (None: float32)."""
+    if out is None:
+        return DenseBuffer(np.float32 if dtype is None else dtype)
+    if dtype is not None and np.dtype(dtype) != out.dtype:
+        raise ValueError(f"dtype={np.dtype(dtype)} and out of {out.dtype} contradict each other. Pass one of them.")
+    if isinstance(out, DenseBuffer):
+        return out
+    if out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}; wanted {shape}, (window, gene, y, x).")
+    return DenseBuffer.around(out)
+
+
+def limit_of(dtype: np.dtype, source: np.dtype, max_value: float) -> tuple[bool, int]:
+    """Return whether some value up to ``max_value``, of dtype ``source``, does not fit ``dtype``, and the highest whole number that does."""
+    if source.kind == "f":
+        if dtype.kind != "f":
+            raise ValueError(
+                f"The store holds fractional or negative values (float32), which dtype={dtype} cannot hold; wanted float32 or float64."
+            )
+        return False, 0
+    limit = int(np.iinfo(dtype).max) if dtype.kind in "iu" else 2 ** (24 if dtype.itemsize == 4 else 53)
+    return max_value > limit, min(limit, 2**62)

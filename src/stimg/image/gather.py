@@ -225,6 +225,38 @@ def gather_sparse(
 
 
 @njit(cache=True, nogil=True)
+def gather_rows(
+    indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, rows: int, cols: int, tops: np.ndarray, lefts: np.ndarray, height: int,
+    width: int, first: int, last: int, out_pixel: np.ndarray, out_gene: np.ndarray, out_value: np.ndarray, out_end: np.ndarray,
+) -> tuple[int, int]:  # fmt: skip
+    """Copy windows ``first .. last`` with all genes from CSR rows, one per lattice point; order (pixel, gene).
+
+    Returns (next window, room for entries), as :func:`gather_sparse` does.
+    """
+    at: int = out_end[first - 1] if first else 0
+    for w in range(first, last):
+        y0, y1 = max(tops[w], 0), min(tops[w] + height, rows)
+        x0, x1 = max(lefts[w], 0), min(lefts[w] + width, cols)
+        total = 0
+        if x0 < x1:
+            for y in range(y0, y1):
+                total += indptr[y * cols + x1] - indptr[y * cols + x0]
+        if at + total > out_pixel.size:
+            return w, at + total
+        if x0 < x1:
+            for y in range(y0, y1):
+                for x in range(x0, x1):
+                    p = (y - tops[w]) * width + x - lefts[w]
+                    for i in range(indptr[y * cols + x], indptr[y * cols + x + 1]):
+                        out_pixel[at] = p
+                        out_gene[at] = indices[i]
+                        out_value[at] = data[i]
+                        at += 1
+        out_end[w] = at
+    return last, 0
+
+
+@njit(cache=True, nogil=True)
 def gather_dense(
     block_map: np.ndarray, start: np.ndarray, table: np.ndarray, pixel: np.ndarray, value: np.ndarray, rows: int, cols: int, shift: int,
     tops: np.ndarray, lefts: np.ndarray, height: int, width: int, genes: np.ndarray, gene_from: np.ndarray, gene_to: np.ndarray,

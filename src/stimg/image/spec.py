@@ -63,7 +63,9 @@ class RasterSpec:
         if self.collision not in COLLISIONS:
             raise ValueError(f"collision={self.collision!r} is not known; wanted one of {COLLISIONS}.")
         if (self.lattice == "hex") != (self.hex_parity in (0, 1)):
-            raise ValueError(f"hex_parity={self.hex_parity} does not go with lattice={self.lattice!r}; wanted 0 or 1 for hex, -1 for square.")
+            raise ValueError(
+                f"hex_parity={self.hex_parity} does not go with lattice={self.lattice!r}; wanted 0 or 1 for hex, -1 for square."
+            )
         if len(self.shape) != 2 or min(self.shape) < 1:
             raise ValueError(f"shape={self.shape} is not a raster; wanted (rows, columns), each at least 1.")
         if not (math.isfinite(self.pitch_um) and self.pitch_um > 0):
@@ -134,7 +136,9 @@ class CropSpec:
         if len(self.size) != 2 or min(self.size) < 1:
             raise ValueError(f"size={self.size} is not a window; wanted (rows, columns) in lattice steps, each at least 1.")
         if self.min_occupied is not None and not 1 <= self.min_occupied <= self.size[0] * self.size[1]:
-            raise ValueError(f"min_occupied={self.min_occupied} is outside 1 .. {self.size[0] * self.size[1]} (the window's lattice points).")
+            raise ValueError(
+                f"min_occupied={self.min_occupied} is outside 1 .. {self.size[0] * self.size[1]} (the window's lattice points)."
+            )
         if not (math.isfinite(self.coverage) and self.coverage > 0):
             raise ValueError(f"coverage={self.coverage} is not a positive number.")
 

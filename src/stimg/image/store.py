@@ -12,7 +12,7 @@ from stimg._core import validate
 from stimg.image import blocks as blocks_
 from stimg.image import gather
 from stimg.image.blocks import Blocks
-from stimg.image.buffers import DenseBuffer, Workspace, run_lanes
+from stimg.image.buffers import DenseBuffer, Workspace, as_buffer, limit_of, run_lanes
 from stimg.image.request import Request, check
 
 ORDERS = ("gene", "pixel")
@@ -82,6 +82,7 @@ class RasterStore:
         self._shift = shift
         self._token = token
         self._resident = resident
+        self._rows: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self.index = index
         self.source_rows = source_rows
         self.source_dtype = np.dtype(source_dtype)
@@ -195,7 +196,8 @@ class RasterStore:
             Distinct positions in the panel of the store: one list for all windows, or one per window (2-D, or a list of arrays, of any
             lengths). None: all genes.
         order
-            ``"gene"``: entries of a window ordered by (gene, pixel); ``"pixel"``: by (pixel, gene).
+            ``"gene"``: entries of a window ordered by (gene, pixel); ``"pixel"``: by (pixel, gene). Windows of all genes by pixel are
+            copied from a bin-major twin of the counts, made at the first such call of a store in memory (as large again).
         threads
             Number of threads; the result does not depend on it.
         workspace
@@ -203,7 +205,8 @@ class RasterStore:
         """
         validate.one_of(order, ORDERS, "order")
         request = check(tops, lefts, height, width, genes, self.n_vars)
-        parts = self._blocks_for(request)
+        rows = self._bin_major() if genes is None and order == "pixel" and self.mode == "memory" else None
+        parts = self._blocks_for(request) if rows is None else self._blocks
         n = request.tops.size
         recycled = workspace is not None
         workspace = workspace if workspace is not None else Workspace()
@@ -216,6 +219,12 @@ class RasterStore:
                 lane.count = np.empty(counters, np.int64)
             if lane.end.size < last - first:
                 lane.end = np.empty(last - first, np.int64)
+            while rows is not None and at < last - first:
+                at, entries = gather.gather_rows(
+                    *rows, *self.shape, request.tops[first:last], request.lefts[first:last], height, width, at, last - first,
+                    lane.pixel, lane.gene, lane.value, lane.end,
+                )  # fmt: skip
+                lane.entries(entries, int(lane.end[at - 1]) if at else 0)
             while at < last - first:
                 at, runs, entries = gather.gather_sparse(
                     *parts, *self.shape, self._shift, request.tops[first:last], request.lefts[first:last], height, width, request.genes,
@@ -296,9 +305,9 @@ class RasterStore:
             raise ValueError("The windows have different numbers of genes; wanted the same number for all. Read them with `windows`.")
         n_genes = int(sizes[0]) if n else (self.n_vars if genes is None else np.shape(genes)[-1])
         shape = (n, n_genes, height, width)
-        buffer = self._buffer(out, dtype, shape)
+        buffer = as_buffer(out, dtype, shape)
         flat, lanes, pending = buffer.prepare(shape, max(1, min(threads, n)), self.dtype)
-        bounded, limit = self._limit(buffer.dtype)
+        bounded, limit = limit_of(buffer.dtype, self.dtype, self.max_value)
         parts = self._blocks_for(request)
 
         def work(number: int, first: int, last: int) -> None:
@@ -376,35 +385,20 @@ class RasterStore:
         state = {"shift": self._shift, "index": self.index, "source_rows": self.source_rows, "source_dtype": self.source_dtype}
         return _rebuild, (tuple(self._blocks), {**state, "max_value": self.max_value, "path": self.path, "token": self._token})
 
+    def _bin_major(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return CSR with one row per lattice point (made at the first use): what windows of all genes by pixel are copied from."""
+        if self._rows is None:
+            n = self.shape[0] * self.shape[1]
+            matrix = blocks_.to_csr(self._blocks, self._shift, np.arange(n).reshape(self.shape), n, self.dtype)
+            self._rows = (matrix.indptr.astype(np.int64), matrix.indices, matrix.data)
+        return self._rows
+
     def _blocks_for(self, request: Request) -> Blocks:
         if self._resident:
             return self._blocks
         from stimg.image import store_disk
 
         return store_disk.fetch(self._blocks, self._shift, self.shape, request)
-
-    def _limit(self, dtype: np.dtype) -> tuple[bool, int]:
-        """Return whether some value of the store does not fit ``dtype``, and the highest whole number that does."""
-        if self.dtype.kind == "f":
-            if dtype.kind != "f":
-                raise ValueError(
-                    f"The store holds fractional or negative values (float32), which dtype={dtype} cannot hold; wanted float32 or float64."
-                )
-            return False, 0
-        limit = int(np.iinfo(dtype).max) if dtype.kind in "iu" else 2 ** (24 if dtype.itemsize == 4 else 53)
-        return self.max_value > limit, min(limit, 2**62)
-
-    @staticmethod
-    def _buffer(out: DenseBuffer | np.ndarray | None, dtype: np.typing.DTypeLike | None, shape: tuple[int, ...]) -> DenseBuffer:
-        if out is None:
-            return DenseBuffer(np.float32 if dtype is None else dtype)
-        if dtype is not None and np.dtype(dtype) != out.dtype:
-            raise ValueError(f"dtype={np.dtype(dtype)} and out of {out.dtype} contradict each other. Pass one of them.")
-        if isinstance(out, DenseBuffer):
-            return out
-        if out.shape != shape:
-            raise ValueError(f"out has shape {out.shape}; wanted {shape}, (window, gene, y, x).")
-        return DenseBuffer.around(out)
 
 
 def _rebuild(blocks: tuple[np.ndarray, ...], state: dict[str, Any]) -> RasterStore:

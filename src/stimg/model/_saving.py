@@ -51,9 +51,13 @@ def read(directory: Path, class_name: str) -> tuple[dict[str, Tensor], dict[str,
     except (json.JSONDecodeError, UnicodeDecodeError) as err:
         raise ValueError(f"{directory / RECORD} is damaged ({err}). Save the model again.") from err
     if record.get("format") != FORMAT:
-        raise ValueError(f"{directory} has format {record.get('format')!r}; this version of stimg reads {FORMAT}. Install the version that wrote it ({record.get('version')}).")
+        raise ValueError(
+            f"{directory} has format {record.get('format')!r}; this version of stimg reads {FORMAT}. Install the version that wrote it ({record.get('version')})."
+        )
     if record.get("class") != class_name:
-        raise ValueError(f"{directory} holds a {record.get('class')}; wanted a {class_name}. Load it with `stimg.model.{record.get('class')}.load`.")
+        raise ValueError(
+            f"{directory} holds a {record.get('class')}; wanted a {class_name}. Load it with `stimg.model.{record.get('class')}.load`."
+        )
     try:
         tensors = load_file(directory / TENSORS)
     except SafetensorError as err:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from scvi.train import TrainRunner
 from torch import Tensor
 
@@ -46,6 +46,16 @@ class _StopAtEnd(Callback):
             trainer.should_stop = True
 
 
+class _KeepCheckpoint(Callback):
+    """A checkpoint at the end of every epoch, replacing the one before when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.save_checkpoint(self.path)
+
+
 def train(
     model: "STMAE",
     *,
@@ -76,7 +86,15 @@ def train(
     rule, n_channels = model._rule()
     data_options = {name: kwargs.pop(name) for name in _DATA if name in kwargs}
     data = CropDataModule(
-        train_libraries, val_libraries, crop=model.crop, val_crop=replace(model.crop, min_occupied=1), rule=rule, n_channels=n_channels, batch_size=batch_size, seed=seed, **data_options
+        train_libraries,
+        val_libraries,
+        crop=model.crop,
+        val_crop=replace(model.crop, min_occupied=1),
+        rule=rule,
+        n_channels=n_channels,
+        batch_size=batch_size,
+        seed=seed,
+        **data_options,
     )
     n_genes = len(model.genes)
     if model.statistics is None:
@@ -109,13 +127,14 @@ def train(
     resume = None
     if checkpoint_dir is not None:
         checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        callbacks.append(ModelCheckpoint(dirpath=checkpoint_dir, filename="last", save_top_k=1, every_n_epochs=1, enable_version_counter=False))
+        callbacks.append(_KeepCheckpoint(checkpoint_dir / CHECKPOINT))
         kwargs["plugins"] = [*kwargs.pop("plugins", []), SafeCheckpointIO()]
         resume = checkpoint_dir / CHECKPOINT if (checkpoint_dir / CHECKPOINT).is_file() else None
     settings: dict[str, Any] = {
+        "callbacks": callbacks,
         "gradient_clip_val": 1.0,
         "check_val_every_n_epoch": 1 if val_libraries else None,
-        "enable_checkpointing": checkpoint_dir is not None,
+        "enable_checkpointing": False,
         "log_every_n_steps": max(1, min(10, steps)),
         "devices": 1,
         "accelerator": "auto",
@@ -128,7 +147,12 @@ def train(
         runner()
     _keep(model, plan, data, hashes=hashing.of_observations(validate.counts(adata, model._layer)[split.train | split.validation]))
     logger.info(
-        "Trained on %d observations of %d libraries, %d held out; best epoch %d of %d", data.n_train, len(train_libraries), data.n_val, plan.best_epoch, model.epochs()
+        "Trained on %d observations of %d libraries, %d held out; best epoch %d of %d",
+        data.n_train,
+        len(train_libraries),
+        data.n_val,
+        plan.best_epoch,
+        model.epochs(),
     )
 
 
@@ -139,7 +163,10 @@ def _initialise(model: "STMAE", train_libraries: Sequence[Any]) -> None:
     if model.options.init == "pca":
         axes, shrinkage = principal_axes(train_libraries, statistics, min(model.options.n_axes, model.options.n_latent))
         parts = {"loadings": torch.from_numpy(axes.copy()), "shrinkage": torch.from_numpy(shrinkage.copy())}
-    tensors = {name: torch.from_numpy(np.array(getattr(statistics, field))) for name, field in zip(("mean", "composition", "spread"), STATISTICS, strict=True)}
+    tensors = {
+        name: torch.from_numpy(np.array(getattr(statistics, field)))
+        for name, field in zip(("mean", "composition", "spread"), STATISTICS, strict=True)
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module.initialise(**tensors, **parts)
@@ -170,7 +197,9 @@ def restore(model: "STMAE", tensors: Mapping[str, Tensor], record: Mapping[str, 
     try:
         model.module.load_state_dict(state)
     except RuntimeError as err:
-        raise ValueError(f"{path}: the weights do not fit the options saved beside them ({str(err).splitlines()[-1].strip()}). Save the model again.") from err
+        raise ValueError(
+            f"{path}: the weights do not fit the options saved beside them ({str(err).splitlines()[-1].strip()}). Save the model again."
+        ) from err
     found = {n: tensors[f"statistics.{n}"].numpy() for n in STATISTICS}
     empty = np.zeros((0, len(model.genes)), dtype=np.float32)
     model.statistics = GeneStatistics(empty, empty, **found)

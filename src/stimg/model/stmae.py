@@ -161,7 +161,9 @@ class STMAE(BaseModelClass):
             if kind not in self.rasters:
                 self.rasters.append(kind)
         if self.options.crop_um is not None:
-            self.crop = CropSpec.from_um(self.options.crop_um, specs[0], min_occupied=self.options.min_occupied, coverage=self.options.coverage)
+            self.crop = CropSpec.from_um(
+                self.options.crop_um, specs[0], min_occupied=self.options.min_occupied, coverage=self.options.coverage
+            )
 
     def _make_module(self) -> STMAEModule | ReleasedMAE:
         o, mask = self.options, MaskSpec(tuple(self.options.mask_ratios), self.options.mask_scope)
@@ -177,7 +179,9 @@ class STMAE(BaseModelClass):
             torch.manual_seed(0)
             if o.variant == "released":
                 hidden = o.n_hidden or 4 * o.n_latent
-                return ReleasedMAE(len(self.genes), size=self.crop.size, n_channels=min(o.n_channels, len(self.genes)), n_hidden=hidden, **sizes)
+                return ReleasedMAE(
+                    len(self.genes), size=self.crop.size, n_channels=min(o.n_channels, len(self.genes)), n_hidden=hidden, **sizes
+                )
             return STMAEModule(
                 len(self.genes),
                 n_hidden=o.n_hidden,
@@ -289,14 +293,18 @@ class STMAE(BaseModelClass):
         found = self._libraries(adata, hidden=hidden)
         rule, n_channels = ("variance", self._rule()[1]) if self.options.variant == "released" else ("all", None)
         step = min(self.crop.size) // 2 if overlap is None else overlap
-        dataset = InferenceDataset(found, self.crop.size, mode=mode, overlap=step if mode == "tiles" else 0, rule=rule, n_channels=n_channels)
+        dataset = InferenceDataset(
+            found, self.crop.size, mode=mode, overlap=step if mode == "tiles" else 0, rule=rule, n_channels=n_channels
+        )
         offsets = self._offsets(found)
         for start in range(0, len(dataset), batch_size):
             batch = dataset.__getitems__(range(start, min(start + batch_size, len(dataset))))
             yield {k: v.to(self.device) for k, v in batch.items()}, offsets, dataset  # type: ignore[attr-defined]
 
     @torch.inference_mode()
-    def _read_out(self, adata: "AnnData | None", dim: int, mode: str, overlap: int | None, batch_size: int, what: Any, hidden: Sequence[str] = ()) -> np.ndarray:
+    def _read_out(
+        self, adata: "AnnData | None", dim: int, mode: str, overlap: int | None, batch_size: int, what: Any, hidden: Sequence[str] = ()
+    ) -> np.ndarray:
         """Return what ``what(batch, offsets)`` says of every pixel, blended over windows, float32 (n_obs, dim); NaN for observations off the raster."""
         n_obs = (self.adata if adata is None else adata).n_obs
         blend, weight = Blend(n_obs, dim), taper(self.crop.size, "centre" if mode == "centred" else "triangle")
@@ -328,22 +336,44 @@ class STMAE(BaseModelClass):
         """
         return self._read_out(adata, self.options.n_latent, mode, overlap, batch_size, self.module.embed)
 
-    def _predict(self, adata: "AnnData | None", genes: Sequence[str], hidden: Sequence[str], mode: str, overlap: int | None, batch_size: int) -> pd.DataFrame:
+    def _predict(
+        self, adata: "AnnData | None", genes: Sequence[str], hidden: Sequence[str], mode: str, overlap: int | None, batch_size: int
+    ) -> pd.DataFrame:
         if not isinstance(self.module, STMAEModule):
-            raise ValueError("variant='released' has a positional output, so its values belong to no gene; wanted variant='intended' for predictions.")
+            raise ValueError(
+                "variant='released' has a positional output, so its values belong to no gene; wanted variant='intended' for predictions."
+            )
         module, names = self.module, [str(g) for g in genes]
-        index = torch.from_numpy(validate.genes(names, self.genes, what="genes asked for", todo="The model predicts genes of its vocabulary alone (`model.genes`).")).to(self.device)
-        values = self._read_out(adata, len(names), mode, overlap, batch_size, lambda batch, offsets: module.reconstruct(batch, offsets, index), hidden)
+        index = torch.from_numpy(
+            validate.genes(
+                names, self.genes, what="genes asked for", todo="The model predicts genes of its vocabulary alone (`model.genes`)."
+            )
+        ).to(self.device)
+        values = self._read_out(
+            adata, len(names), mode, overlap, batch_size, lambda batch, offsets: module.reconstruct(batch, offsets, index), hidden
+        )
         return pd.DataFrame(values, index=(self.adata if adata is None else adata).obs_names, columns=names)
 
     def get_reconstruction(
-        self, adata: "AnnData | None" = None, *, genes: Sequence[str] | None = None, mode: str = "tiles", overlap: int | None = None, batch_size: int = 32
+        self,
+        adata: "AnnData | None" = None,
+        *,
+        genes: Sequence[str] | None = None,
+        mode: str = "tiles",
+        overlap: int | None = None,
+        batch_size: int = 32,
     ) -> pd.DataFrame:
         """Return predicted log1p counts per 10,000 with every measured gene visible, (n_obs, genes); ``genes`` None: the whole vocabulary."""
         return self._predict(adata, self.genes if genes is None else genes, (), mode, overlap, batch_size)
 
     def impute_genes(
-        self, adata: "AnnData | None" = None, *, genes: Sequence[str] | None = None, mode: str = "tiles", overlap: int | None = None, batch_size: int = 32
+        self,
+        adata: "AnnData | None" = None,
+        *,
+        genes: Sequence[str] | None = None,
+        mode: str = "tiles",
+        overlap: int | None = None,
+        batch_size: int = 32,
     ) -> pd.DataFrame:
         """Return predicted log1p counts per 10,000 of genes that the model must not see, (n_obs, genes).
 
@@ -407,6 +437,18 @@ class STMAE(BaseModelClass):
             model._adata_manager = model._get_most_recent_anndata_manager(adata, required=True)
             model._register_manager_for_instance(model._adata_manager)
         return model
+
+    def identity(self, adata: "AnnData") -> dict[str, Any]:
+        """Return what a record of a result should say of this model: class, hashes of weights and vocabulary, and how many of the rows of ``adata`` it was trained on."""
+        weights = np.concatenate([v.detach().cpu().float().numpy().ravel() for v in self.module.state_dict().values()])
+        hashes = hashing.of_observations(validate.counts(adata, self._layer)) if adata.n_vars else np.empty(0, dtype=np.uint64)
+        return {
+            "model": type(self).__name__,
+            "model_hash": hashing.of_array(weights),
+            "panel_hash": hashing.of_strings(self.genes),
+            "n_shared_genes": int(self.genes.isin(adata.var_names).sum()),
+            "n_obs_seen_in_training": int(np.isin(hashes, self.seen).sum()),
+        }
 
     def epochs(self) -> int:
         """Return the number of epochs trained."""

@@ -30,7 +30,9 @@ class MaskSpec:
         if self.scope not in SCOPES:
             raise ValueError(f"mask scope {self.scope!r} is not known; wanted one of {SCOPES}.")
         if not self.ratios or not all(0 < r < 1 for r in self.ratios):
-            raise ValueError(f"mask ratios {self.ratios} are not all between 0 and 1; wanted fractions of the channels, such as (0.25, 0.5, 0.75).")
+            raise ValueError(
+                f"mask ratios {self.ratios} are not all between 0 and 1; wanted fractions of the channels, such as (0.25, 0.5, 0.75)."
+            )
 
 
 @dataclass

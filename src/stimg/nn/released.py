@@ -72,7 +72,9 @@ class ReleasedMAE(nn.Module):
     def _check(self, batch: Mapping[str, Tensor]) -> None:
         found = (tuple(batch["seen"].shape[1:]), batch["panel"].shape[1])
         if found != (tuple(self.size), self.n_channels):
-            raise ValueError(f"crops are {found[0]} with {found[1]} channels; this variant is bound to {self.size} with {self.n_channels} (as released).")
+            raise ValueError(
+                f"crops are {found[0]} with {found[1]} channels; this variant is bound to {self.size} with {self.n_channels} (as released)."
+            )
 
     def _encode(self, batch: Mapping[str, Tensor], value: Tensor, channel_sum: Tensor) -> Tensor:
         n_crops = len(batch["panel"])
@@ -112,7 +114,12 @@ class ReleasedMAE(nn.Module):
         hidden = packed.seen[..., None] & ~sight.mask & (packed.panel >= 0)[:, None]
         loss = weighted_mean(error, hidden)
         positive = count > 0
-        return {"loss": loss, "hidden": loss, "zeros": weighted_mean(error, hidden & ~positive), "nonzeros": weighted_mean(error, hidden & positive)}
+        return {
+            "loss": loss,
+            "hidden": loss,
+            "zeros": weighted_mean(error, hidden & ~positive),
+            "nonzeros": weighted_mean(error, hidden & positive),
+        }
 
     def embed(self, batch: Mapping[str, Tensor], offsets: Offsets) -> Tensor:
         """Return the embedding of every pixel with everything visible, (B, H, W, n_latent), 0 where nothing was seen."""

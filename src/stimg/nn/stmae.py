@@ -94,7 +94,9 @@ class STMAEModule(nn.Module):
         if likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood={likelihood!r} is not known; wanted one of {LIKELIHOODS}.")
         if centre and token != "linear":
-            raise ValueError("centre=True goes with token='linear' alone, where subtracting the library's mean costs nothing; wanted centre=False.")
+            raise ValueError(
+                "centre=True goes with token='linear' alone, where subtracting the library's mean costs nothing; wanted centre=False."
+            )
         self.likelihood, self.centre, self.smooth_weight = likelihood, centre, float(smooth_weight)
         self.mask = mask or MaskSpec()
         self.sparse_above = sparse_above
@@ -113,7 +115,9 @@ class STMAEModule(nn.Module):
         self.register_buffer("spread", torch.ones(n_genes))
 
     @torch.no_grad()
-    def initialise(self, *, composition: Tensor, mean: Tensor, spread: Tensor, loadings: Tensor | None = None, shrinkage: Tensor | None = None) -> None:
+    def initialise(
+        self, *, composition: Tensor, mean: Tensor, spread: Tensor, loadings: Tensor | None = None, shrinkage: Tensor | None = None
+    ) -> None:
         """Take over what is known of the training data.
 
         Parameters
@@ -234,7 +238,12 @@ class STMAEModule(nn.Module):
         hidden = packed.seen[..., None] & ~sight.mask & (packed.panel >= 0)[:, None]
         positive = count > 0
         loss = weighted_mean(error, hidden)
-        return {"loss": loss, "hidden": loss, "zeros": weighted_mean(error, hidden & ~positive), "nonzeros": weighted_mean(error, hidden & positive)}
+        return {
+            "loss": loss,
+            "hidden": loss,
+            "zeros": weighted_mean(error, hidden & ~positive),
+            "nonzeros": weighted_mean(error, hidden & positive),
+        }
 
     def _sparse_loss(self, out: Tensor, packed: Packed, sight: Visibility, own: Offsets) -> dict[str, Tensor]:
         """Mean over hidden values, its zeros estimated without bias from a sample (uniform over the hidden zeros)."""
