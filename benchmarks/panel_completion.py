@@ -18,7 +18,7 @@ import warnings
 
 import anndata as ad
 import numpy as np
-from common import HER2ST, log_cp10k, per_gene_pearson, save, table
+from common import HER2ST, log_cp10k, options_of, per_gene_pearson, save, table
 from scipy.spatial import cKDTree
 
 import stimg
@@ -126,15 +126,7 @@ def main() -> None:
     parser.add_argument("--name", default="panel_completion")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module="lightning")
-    options, training = {}, {}
-    for text in args.option:
-        key, value = text.split("=")
-        value = {"True": True, "False": False, "None": None}.get(value, int(value) if value.isdigit() else value)
-        try:
-            value = float(value) if isinstance(value, str) else value
-        except ValueError:
-            pass
-        (training if key.startswith("train.") else options)[key.removeprefix("train.")] = value
+    options, training = options_of(args.option)
     if args.quick:
         args.seeds, args.epochs, args.donors = 1, args.epochs or 20, args.donors[0]
     sections = {}
@@ -159,7 +151,7 @@ def main() -> None:
                 start = time.perf_counter()
                 stimg.model.STMAE.setup_anndata(joined)
                 model = stimg.model.STMAE(joined, panel, **options)
-                model.train(args.epochs, rng=seed, enable_progress_bar=False, logger=None, **training)
+                model.train(args.epochs, rng=seed, enable_progress_bar=False, **training)
                 for s, arrays_s in zip(HER2ST[donor], arrays[donor], strict=True):
                     observed = sections[s][:, [g for g in panel if g not in set(names)]].copy()
                     predicted = model.impute_genes(observed, genes=names).to_numpy()

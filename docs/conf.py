@@ -67,4 +67,5 @@ intersphinx_mapping = (
 html_theme = "sphinx_book_theme"
 html_title = "stimg"
 html_static_path = ["_static"]
+html_css_files = ["stimg.css"]
 html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2}

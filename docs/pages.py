@@ -1,5 +1,8 @@
-"""The pages that repeat what the code says: the API from every ``__all__``, the outputs from ``SLOTS``, the tutorials from their folder."""
+"""The pages that repeat what the code says: API from ``__all__``, outputs from ``SLOTS``, options from docstrings, tutorials from their folder."""
 
+import dataclasses
+import inspect
+import re
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -42,8 +45,32 @@ def outputs_page() -> str:
     """Return the table of slots as Markdown."""
     from stimg._core.keys import SLOTS
 
-    rows = "".join(f"| `{slot.where}` | {slot.writer} | {slot.holds} |\n" for slot in SLOTS)
-    return "| slot | written by | holds |\n|---|---|---|\n" + rows
+    rows = ""
+    for slot in SLOTS:
+        where = ", ".join(f"`{name}`" for name in slot.where.split(", "))
+        rows += f"| {where} | {slot.holds} | {slot.writer} |\n"
+    return "| slot | holds | written by |\n|---|---|---|\n" + rows
+
+
+def options_table(options: type) -> str:
+    """Return the fields of a frozen dataclass as a Markdown table: names, defaults, and what its numpy docstring says of them."""
+    doc = inspect.cleandoc(options.__doc__ or "").split("Parameters\n----------\n")[1]
+    entries: list[tuple[list[str], list[str]]] = []
+    for line in doc.splitlines():
+        if line and not line.startswith(" "):
+            entries.append(([name.strip() for name in line.split(",")], []))
+        elif line.strip():
+            entries[-1][1].append(line.strip())
+    defaults = {f.name: f.default for f in dataclasses.fields(options)}
+    undocumented = set(defaults).symmetric_difference(name for names, _ in entries for name in names)
+    if undocumented:
+        raise ValueError(f"{options.__name__}: fields and documentation differ in {sorted(undocumented)}.")
+    rows = ""
+    for names, text in entries:
+        meaning = re.sub(r":(class|func|meth):`([^`]+)`", r"{\1}`\2`", " ".join(text)).replace("|", "\\|")
+        shown = ", ".join(f"`{name}`" for name in names)
+        rows += f"| {shown} | {', '.join(f'`{defaults[name]!r}`' for name in names)} | {meaning} |\n"
+    return "| option | default | what |\n|---|---|---|\n" + rows
 
 
 def copy_tutorials(source: Path, target: Path) -> list[str]:
@@ -78,6 +105,9 @@ def write(docs: Path) -> None:
     listed = "\n".join(f"generated/{module}" for module in MODULES if public_names(module))
     _update(docs / "generated" / "_api.md", f"```{{toctree}}\n:maxdepth: 2\n\n{listed}\n```\n")
     _update(docs / "generated" / "_outputs.md", outputs_page())
+    from stimg.model import STMAEOptions
+
+    _update(docs / "generated" / "_stmae_options.md", options_table(STMAEOptions))
     names = copy_tutorials(docs.parent / "tutorials", docs / "tutorials")
     listed = "\n".join(f"tutorials/{name}" for name in names)
     _update(docs / "generated" / "_tutorials.md", f"```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n")

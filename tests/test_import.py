@@ -29,6 +29,11 @@ def test_touching_the_light_subpackages_loads_neither_torch_nor_scvi():
     assert loaded_by(code).isdisjoint(set(HEAVY) - {"matplotlib"})
 
 
+@pytest.mark.parametrize("name", ["pp", "pl", "metrics", "datasets", "tl", "data"])
+def test_importing_a_subpackage_costs_less_than_anndata(name):
+    assert loaded_by(f"import stimg.{name}; dir(stimg.{name})").isdisjoint({*HEAVY, "anndata", "numba", "pandas", "scipy"})
+
+
 @pytest.mark.parametrize("name", [name for name in stimg.__all__ if name not in ("__version__", "settings")])
 def test_every_public_name_resolves(name):
     module = getattr(stimg, name)

@@ -125,7 +125,7 @@ def test_chunks_do_not_matter(monkeypatch):
     whole = simulate(**arguments)
     import stimg.datasets._simulate_cells as cells
 
-    monkeypatch.setattr(sys.modules["stimg.datasets.simulate"], "_CHUNK", 37)
+    monkeypatch.setattr(sys.modules["stimg.datasets._simulate"], "_CHUNK", 37)
     monkeypatch.setattr(cells, "PAIRS", 500)
     pieces = simulate(**arguments)
     assert (whole.X != pieces.X).nnz == 0
@@ -309,7 +309,7 @@ def test_controls_are_flat():
 
 def test_light_import():
     code = (
-        "import sys; from stimg.datasets.simulate import simulate; simulate(shape=(4, 4), n_genes=5, image=True, mpp=4.0); "
+        "import sys; from stimg.datasets import simulate; simulate(shape=(4, 4), n_genes=5, image=True, mpp=4.0); "
         "print([m for m in ('torch', 'scvi', 'spatialdata', 'matplotlib', 'squidpy') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

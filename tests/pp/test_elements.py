@@ -40,8 +40,6 @@ def test_centroids_of_two_regions():
 def test_errors():
     sdata, _ = sdata_of()
     table = sdata.tables["table"]
-    assert _elements.is_spatialdata(sdata)
-    assert not _elements.is_spatialdata(table)
     with pytest.raises(KeyError, match=r"sdata.shapes\['a'\] has no transformation to 'x' \(found \['global'\]\)"):
         _elements.centroids(sdata, table, table_key="table", coordinate_system="x")
     table.obs["region"] = table.obs["region"].cat.rename_categories({"a": "cells"})

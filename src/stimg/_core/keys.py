@@ -17,7 +17,6 @@ CHANNEL = "stimg_channel"
 CHANNEL_ORDER = "stimg_channel_order"
 MORAN = "moranI"
 GEARY = "gearyC"
-PANEL_COMPLETED = "imputed"
 
 
 def embedding_key(model: str) -> str:
@@ -38,21 +37,60 @@ class Slot(NamedTuple):
     holds: str
 
 
+_READERS, _TABLES = "stimg.datasets", "stimg.pp.resample, stimg.pp.rasterize_points"
 SLOTS: tuple[Slot, ...] = (
-    Slot(f'obs["{LIBRARY}"]', "stimg.datasets, stimg.pp.rasterize", "one capture area"),
-    Slot(f'obs["{DONOR}"]', "stimg.datasets", "donor of the section"),
-    Slot(f'obs["{BLOCK}"]', "stimg.pp.spatial_blocks", "contiguous spatial block of the observation"),
-    Slot(f'obs["{BLOCK}_border"]', "stimg.pp.spatial_blocks", "True within the buffer of another block"),
-    Slot(f'obs["{SPLIT}"]', "stimg.pp.hold_out_blocks", "train, test or buffer"),
-    Slot(f'obsm["{SPATIAL}"]', "readers", "(x, y) in full-resolution pixels"),
-    Slot(f'obsm["{RC}"]', "stimg.pp.rasterize", "int32 (row, col) on the raster of the observation's library"),
-    Slot(f'uns["{UNS}"]["{RASTER}"]', "stimg.pp.rasterize", "one RasterSpec per library, as plain values"),
+    Slot(f'obs["{LIBRARY}"]', f"{_READERS}, stimg.pp.rasterize where there is one library, {_TABLES}", "one capture area, categorical"),
+    Slot(f'obs["{DONOR}"]', _READERS, "donor of the section, categorical"),
+    Slot('obs["section"]', "stimg.datasets.simulate", "number of the section among those of its donor"),
+    Slot(
+        'obs["array_row"], obs["array_col"]',
+        f"{_READERS}, {_TABLES}",
+        "array indices (Visium: Space Ranger's, array_col = 2 x column + row parity)",
+    ),
+    Slot('obs["in_tissue"]', _READERS, "1 under tissue, as Space Ranger writes it; where the source says so"),
+    Slot('obs["label"]', _READERS, "known region or layer, categorical; where the source has any"),
+    Slot('obs["domain"]', "stimg.datasets.simulate", "domain of the simulated tissue, categorical"),
+    Slot('obs["cell_type"]', "stimg.datasets.simulate of Xenium", "type of the simulated cell, categorical"),
+    Slot(f'obs["{BLOCK}"]', "stimg.pp.spatial_blocks", "contiguous spatial block of the observation, categorical"),
+    Slot(f'obs["{BLOCK}_border"]', "stimg.pp.spatial_blocks with buffer_um", "True within the buffer of another block"),
+    Slot(f'obs["{SPLIT}"]', "stimg.pp.hold_out_blocks", "train, test or buffer, categorical"),
+    Slot('obs["n_merged"]', "stimg.pp.resample", "number of observations that contributed to the pixel"),
+    Slot(
+        'obs["region"], obs["instance_id"]',
+        "stimg.pp.rasterize_points, stimg.datasets as SpatialData",
+        "element and instance of SpatialData that the row annotates",
+    ),
+    Slot(f'obsm["{SPATIAL}"]', f"{_READERS}, {_TABLES}", "float64 (x, y) in full-resolution pixels"),
+    Slot(
+        f'obsm["{RC}"]',
+        f"stimg.pp.rasterize, {_TABLES}",
+        "int32 (row, col) on the raster of the observation's library, (-1, -1) where not on it",
+    ),
+    Slot('obsm["stimg_truth_proportions"]', "stimg.datasets.simulate", "share of each cell type under the observation, a table"),
+    Slot('obsm["X_stimg_<model>"]', "stimg.tl.embed", "float32 embedding, n_obs x dim; NaN where not on the raster"),
+    Slot('layers["stimg_<model>"]', "stimg.tl.impute_genes", "float32 log(1 + counts per 10,000) of the genes asked for, NaN elsewhere"),
+    Slot(
+        'tables["<model>_<table_key>"]',
+        "stimg.tl.impute_genes on SpatialData",
+        "the same for genes that were not measured, a table of its own",
+    ),
     Slot(f'var["{CHANNEL}"]', "stimg.pp.select_genes", "True for the genes chosen as image channels"),
-    Slot(f'var["{CHANNEL_ORDER}"]', "stimg.pp.select_genes", "rank of the channel, -1 where not chosen"),
+    Slot(f'var["{CHANNEL_ORDER}"]', "stimg.pp.select_genes", "int32 rank of the channel, -1 where not chosen"),
+    Slot('var["control"]', "stimg.pp.rasterize_points", "True for control probes and codewords, which are no genes"),
+    Slot('var["gene_ids"], var["feature_types"]', _READERS, "Ensembl identifier, kind of feature; where the source has them"),
+    Slot(
+        'var["category"], var["programme"], var["second_programme"]',
+        "stimg.datasets.simulate",
+        "what the simulated gene marks, and the gene programmes it belongs to",
+    ),
+    Slot('uns["spatial"][<library>]', f"{_READERS}, {_TABLES}", "images, scalefactors and metadata, the scverse convention"),
+    Slot(f'uns["{UNS}"]["{RASTER}"][<library>]', f"stimg.pp.rasterize, {_TABLES}", "the RasterSpec of the library, as plain values"),
     Slot(f'uns["{UNS}"]["{CHANNELS}"]', "stimg.pp.select_genes", "rule, parameters and hash of the observations it was fitted on"),
     Slot(f'uns["{MORAN}"]', "stimg.pp.spatial_autocorr", "Moran's I of every gene, a table as squidpy writes it"),
     Slot(f'uns["{GEARY}"]', "stimg.pp.spatial_autocorr", "Geary's C of every gene, a table as squidpy writes it"),
-    Slot('obsm["X_stimg_<model>"]', "stimg.tl.embed", "float32 embedding, n_obs x dim"),
-    Slot('layers["stimg_<model>"]', "stimg.tl.impute_genes", "float32 predicted values; the unit stands in the provenance record"),
-    Slot(f'uns["{UNS}"]["<key>"]', "every verb", "parameters, version, seed, unit, hashes of what was read"),
+    Slot(
+        f'uns["{UNS}"][<key>]',
+        "every writer",
+        "parameters, version, seed, unit, hashes; <key> is the slot's name, or the verb's where it writes several",
+    ),
 )

@@ -9,12 +9,15 @@ from stimg._core.settings import settings
 T = TypeVar("T")
 
 
+def wanted(progress: bool | None = None) -> bool:
+    """Whether to show progress: ``progress``, else ``settings.progress``, else whether stderr is a terminal."""
+    chosen = settings.progress if progress is None else progress
+    return sys.stderr.isatty() if chosen is None else chosen
+
+
 def track(items: Iterable[T], *, desc: str, total: int | None = None, progress: bool | None = None) -> Iterator[T]:
     """Yield from ``items`` under a progress bar; ``progress=None`` follows ``settings.progress``, else whether stderr is a terminal."""
-    show = progress if progress is not None else settings.progress
-    if show is None:
-        show = sys.stderr.isatty()
-    if not show:
+    if not wanted(progress):
         yield from items
         return
     from tqdm.auto import tqdm

@@ -11,6 +11,10 @@ def as_generator(rng: RngLike) -> np.random.Generator:
     """Return a numpy Generator made from ``rng`` (a seed, a Generator that is then shared, a SeedSequence, or None)."""
     if isinstance(rng, np.random.RandomState):
         raise TypeError("rng is a legacy numpy RandomState; pass an integer seed or numpy.random.default_rng(seed).")
+    if isinstance(rng, bool) or not isinstance(rng, (int, np.integer, np.random.Generator, np.random.SeedSequence, type(None))):
+        raise TypeError(
+            f"rng={rng!r} is a {type(rng).__name__}; wanted an integer seed, a numpy Generator or SeedSequence, or None. Pass an integer for a repeatable result."
+        )
     return np.random.default_rng(rng)
 
 

@@ -1,5 +1,6 @@
 """The only wording of errors about slots and values: what was found, what was wanted, what to do."""
 
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -34,6 +35,8 @@ def obsm(adata: Any, key: str, *, columns: int, todo: str) -> np.ndarray:
     array = np.asarray(slot(adata.obsm, "obsm", key, todo=todo))
     if array.ndim != 2 or array.shape[1] != columns:
         raise ValueError(f"adata.obsm[{key!r}] has shape {array.shape}; wanted ({adata.n_obs}, {columns}). {todo}")
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"adata.obsm[{key!r}] has dtype {array.dtype}; wanted numbers. {todo}")
     finite(array, f"adata.obsm[{key!r}]", todo=todo)
     return array
 
@@ -42,7 +45,7 @@ def finite(array: np.ndarray, name: str, *, todo: str) -> None:
     """Raise a ValueError that counts the rows of ``array`` with NaN or infinite values."""
     bad = ~np.isfinite(np.asarray(array, dtype=np.float64))
     if bad.any():
-        rows = bad.reshape(len(bad), -1).any(axis=1)
+        rows = np.atleast_1d(bad.reshape(len(bad), -1).any(axis=1))
         raise ValueError(
             f"{name} has {int(rows.sum())} rows of {len(rows)} with NaN or infinite values, the first is row {int(np.argmax(rows))}. {todo}"
         )
@@ -75,18 +78,25 @@ def values(matrix: Any) -> np.ndarray:
     return matrix.data if sp.issparse(matrix) else np.asarray(matrix).ravel()
 
 
-def counts(adata: Any, layer: str | None = None) -> sp.csr_matrix:
-    """Return raw counts as CSR (n_obs x n_vars): finite, non-negative, whole numbers, sorted indices."""
+def finite_matrix(adata: Any, layer: str | None = None, *, wanted: str = "finite values") -> Any:
+    """Return ``adata.X`` or ``adata.layers[layer]``, whose values are real and finite numbers."""
     found = matrix(adata, layer)
     name = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     data = values(found)
+    if data.dtype.kind not in "iufb":
+        raise TypeError(f"{name} has dtype {data.dtype}; wanted {wanted}. Convert it to real numbers.")
+    bad = int((~np.isfinite(data)).sum())
+    if bad:
+        raise ValueError(f"{name} has {bad} NaN or infinite values; wanted {wanted}. Remove or repair them.")
+    return found
+
+
+def counts(adata: Any, layer: str | None = None) -> sp.csr_matrix:
+    """Return raw counts as CSR (n_obs x n_vars): finite, non-negative, whole numbers, sorted indices."""
+    found = finite_matrix(adata, layer, wanted="raw counts")
+    name = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    data = values(found)
     if data.size:
-        if not np.issubdtype(data.dtype, np.number):
-            raise TypeError(f"{name} has dtype {data.dtype}; wanted numbers. Convert it to raw counts.")
-        if not np.isfinite(data).all():
-            raise ValueError(
-                f"{name} has {int((~np.isfinite(data)).sum())} NaN or infinite values; wanted raw counts. Remove or repair them."
-            )
         if data.min() < 0:
             raise ValueError(
                 f"{name} has {int((data < 0).sum())} negative values (minimum {data.min():g}); wanted raw counts. Pass `layer=` with unscaled counts."
@@ -121,7 +131,27 @@ def one_of(value: Any, allowed: Iterable[Any], name: str) -> None:
         raise ValueError(f"{name}={value!r} is not known; wanted one of {_names(allowed)}.")
 
 
+def number(value: Any, name: str, unit: str = "") -> float:
+    """Return ``value`` as float; a TypeError where it is not a real number."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.number)) or isinstance(value, np.complexfloating):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; wanted a number{' of ' + unit if unit else ''}.")
+    return float(value)
+
+
+def whole(value: Any, name: str, *, least: int = 1) -> int:
+    """Return ``value`` as int; a ValueError where it is not a whole number of at least ``least``."""
+    if not number(value, name).is_integer() or value < least:
+        raise ValueError(f"{name}={value!r} is not usable; wanted a whole number of at least {least}.")
+    return int(value)
+
+
+def names(value: str | Iterable[Any]) -> list[str]:
+    """Return names as a list; a single string is one name, not a sequence of letters."""
+    return [value] if isinstance(value, str) else [str(each) for each in value]
+
+
 def positive(value: float, name: str, unit: str = "") -> None:
     """Raise a ValueError where ``value`` is not a finite number above zero."""
+    number(value, name, unit)
     if not (np.isfinite(value) and value > 0):
         raise ValueError(f"{name}={value!r} is not above zero; wanted a positive number{' of ' + unit if unit else ''}.")

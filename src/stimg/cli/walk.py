@@ -1,7 +1,6 @@
 """From a slide to a folder of results: raster, channels, model, embedding, completed panel, figures, and one page that shows them."""
 
 import json
-import logging
 import os
 import platform
 import shutil
@@ -277,18 +276,10 @@ def _quiet() -> Iterator[None]:
     """Keep the libraries below from telling what the lines of the walk tell already."""
     import anndata
 
-    import_module("stimg.model.stmae")  # scvi-tools and Lightning set up their loggers when they are imported
-    before = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric", "scvi")}
-    try:
-        for name in before:
-            logging.getLogger(name).setLevel(logging.WARNING)
-        with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=3):
-            for told in (".*LeafSpec.*", ".*autosharding.*", "Consolidated metadata.*"):
-                warnings.filterwarnings("ignore", message=told)
-            yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
+    with import_module("stimg.model._quiet").quiet(), warnings.catch_warnings(), anndata.settings.override(zarr_write_format=3):
+        for told in (".*autosharding.*", "Consolidated metadata.*"):
+            warnings.filterwarnings("ignore", message=told)
+        yield
 
 
 def demo(options: Namespace) -> int:

@@ -246,13 +246,7 @@ def _parts(
 def _matrix(adata: "AnnData", layer: str | None, counts: bool) -> sp.csr_matrix:
     if counts:
         return validate.counts(adata, layer)
-    found = validate.matrix(adata, layer)
-    bad = int((~np.isfinite(validate.values(found))).sum())
-    if bad:
-        raise ValueError(
-            f"{'adata.X' if layer is None else f'adata.layers[{layer!r}]'} has {bad} NaN or infinite values. Remove or repair them."
-        )
-    return sp.csr_matrix(found)
+    return sp.csr_matrix(validate.finite_matrix(adata, layer))
 
 
 def _mask(rows: np.ndarray | Sequence[int] | None, n_obs: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What is known of the genes of each library before a model sees a crop: means, shares, spread, principal axes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse as sp
@@ -10,6 +10,8 @@ from scipy.sparse.linalg import LinearOperator, svds
 from stimg.data.library import Library
 
 SCALE = 1e4
+ROUNDS = 1000
+"""Most rounds in which the scales of libraries with different panels are brought together."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,11 @@ class GeneStatistics:
     mean, composition
         Mean log value and share of the counts, float32 (L, V); for genes that a library did not measure, the pooled values.
     pooled_mean, pooled_composition, spread
-        Over the libraries of the training data, each counting once: mean log value, share, and standard deviation within libraries, (V,).
+        Over the libraries of the training data, each counting once: mean log value, share, and standard deviation within libraries, (V,);
+        1 for genes that never vary.
+    coverage
+        What a library's depth is divided by to be on the same scale as the others', (L,): where a library measured a part of the genes, about
+        their share in all counts.
     """
 
     mean: np.ndarray
@@ -33,6 +39,7 @@ class GeneStatistics:
     pooled_mean: np.ndarray
     pooled_composition: np.ndarray
     spread: np.ndarray
+    coverage: np.ndarray = field(default_factory=lambda: np.ones(0, dtype=np.float32))
 
 
 def _counts(library: Library, n_genes: int) -> tuple[sp.csr_matrix, np.ndarray]:
@@ -80,13 +87,43 @@ def _pool(values: np.ndarray) -> np.ndarray:
     return np.where(known, values, 0.0).sum(0) / np.maximum(known.sum(0), 1)
 
 
+def _coverage(shares: np.ndarray) -> np.ndarray:
+    """Return the factor (L,) that brings each library's shares (L, V) to one scale: 1 for those that measured all genes measured by any.
+
+    The shares of a library that measured a part of the genes sum to 1 over that part. They are scaled to the sum that the pooled shares have
+    there, and pooled again, until nothing changes. Where no library measured all genes, the sum over all is the mean of the libraries' own sums.
+    """
+    known = np.isfinite(shares)
+    full = known[:, known.any(0)].all(1)
+    factor = np.where(full, 1.0, known.sum(1) / max(known.any(0).sum(), 1))
+    found = np.nansum(shares, axis=1)
+    for _ in range(0 if full.all() else ROUNDS):
+        pooled = _pool(shares * factor[:, None])
+        if not full.any():
+            pooled *= found.mean() / max(pooled.sum(), 1e-12)
+        covered = np.where(known, pooled, 0.0).sum(1)
+        updated = np.where(full | (found <= 0), factor, covered / np.maximum(found, 1e-12))
+        done = np.allclose(updated, factor, rtol=1e-10, atol=0.0)
+        factor = updated
+        if done:
+            break
+    return factor
+
+
 def gene_statistics(libraries: Sequence[Library], n_genes: int, *, like: GeneStatistics | None = None) -> GeneStatistics:
     """Return the statistics of ``libraries`` over a vocabulary of ``n_genes`` names.
 
     With ``like``, what is pooled is taken from there: the statistics of new libraries for a model that was trained on others.
     """
     shares = _shares(libraries, n_genes)
-    pooled = _pool(shares) if like is None else like.pooled_composition.astype(np.float64)
+    if like is None:
+        coverage = _coverage(shares)
+        pooled = _pool(shares * coverage[:, None])
+    else:
+        pooled = like.pooled_composition.astype(np.float64)
+        found, covered = np.nansum(shares, axis=1), np.where(np.isfinite(shares), pooled, 0.0).sum(1)
+        coverage = np.where(found > 0, covered / np.maximum(found, 1e-12), 1.0)
+    shares = shares * coverage[:, None]
     mean = np.full((len(libraries), n_genes), np.nan)
     square, weight = np.zeros(n_genes), np.zeros(n_genes)
     for i, library in enumerate(libraries):
@@ -100,18 +137,16 @@ def gene_statistics(libraries: Sequence[Library], n_genes: int, *, like: GeneSta
         weight[measured] += n
     if like is None:
         pooled_mean = _pool(mean)
-        spread = np.where(weight > 0, np.sqrt(square / np.maximum(weight, 1.0)), 1.0)
+        spread = np.where(square > 1e-12 * weight, np.sqrt(square / np.maximum(weight, 1.0)), 1.0)
     else:
         pooled_mean, spread = like.pooled_mean, like.spread
-        found = np.nansum(shares, axis=1, keepdims=True)
-        covered = np.where(np.isfinite(shares), pooled, 0.0).sum(1, keepdims=True)
-        shares = shares * covered / np.maximum(found, 1e-12)
     return GeneStatistics(
         np.where(np.isfinite(mean), mean, pooled_mean).astype(np.float32),
         np.where(np.isfinite(shares), shares, pooled).astype(np.float32),
         np.asarray(pooled_mean, dtype=np.float32),
         np.asarray(pooled, dtype=np.float32),
         np.asarray(spread, dtype=np.float32),
+        coverage.astype(np.float32),
     )
 
 

@@ -4,15 +4,36 @@ Files are looked for in the folder of ``$STIMG_DATA_MIRROR``, then among earlier
 public address.
 """
 
-from stimg.datasets.dlpfc import dlpfc
-from stimg.datasets.fetch import fetch_file
-from stimg.datasets.genes import gene_list
-from stimg.datasets.her2st import her2st
-from stimg.datasets.mob import mob
-from stimg.datasets.registry import listing as list
-from stimg.datasets.simulate import CountOptions, DonorOptions, GeneOptions, ImageOptions, TissueOptions, Truth, simulate
-from stimg.datasets.stahl import stahl
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from stimg.datasets._dlpfc import dlpfc
+    from stimg.datasets._her2st import her2st
+    from stimg.datasets._mob import mob
+    from stimg.datasets._simulate import CountOptions, DonorOptions, GeneOptions, ImageOptions, TissueOptions, Truth, simulate
+    from stimg.datasets._stahl import stahl
+    from stimg.datasets.fetch import fetch_file
+    from stimg.datasets.genes import gene_list
+    from stimg.datasets.registry import listing as list
+
+_NAMES = {
+    "CountOptions": "_simulate",
+    "DonorOptions": "_simulate",
+    "GeneOptions": "_simulate",
+    "ImageOptions": "_simulate",
+    "TissueOptions": "_simulate",
+    "Truth": "_simulate",
+    "dlpfc": "_dlpfc",
+    "fetch_file": "fetch",
+    "gene_list": "genes",
+    "her2st": "_her2st",
+    "list": "registry",
+    "mob": "_mob",
+    "simulate": "_simulate",
+    "stahl": "_stahl",
+}
+"""Public name to the module of this package that defines it."""
 __all__ = [
     "CountOptions",
     "DonorOptions",
@@ -29,3 +50,13 @@ __all__ = [
     "simulate",
     "stahl",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(import_module(f"stimg.datasets.{_NAMES[name]}"), "listing" if name == "list" else name)
+    raise AttributeError(f"module 'stimg.datasets' has no attribute {name!r}; it has {', '.join(__all__)}.")
+
+
+def __dir__() -> Any:
+    return sorted(__all__)  # a list; in this module that name is the function

@@ -3,8 +3,9 @@
 from stimg.image.blend import Blend, taper, tile_windows
 from stimg.image.buffers import DenseBuffer, Workspace
 from stimg.image.lattice import find_lattice, neighbour_pairs, neighbours, odd_r_from_array
+from stimg.image.request import SparseWindow, SparseWindows
 from stimg.image.spec import CropSpec, RasterSpec
-from stimg.image.store import RasterStore, SparseWindow, SparseWindows
+from stimg.image.store import RasterStore
 
 __all__ = [
     "Blend",

@@ -1,10 +1,27 @@
-"""What a reader of windows was asked for, checked once: places, size and genes."""
+"""What a reader of windows is asked for, checked once (places, size and genes), and what it returns."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from stimg.image import gather
+
+
+class SparseWindow(NamedTuple):
+    """The non-zeros of one window: ``pixel`` int32 (``y * width + x`` in the window), ``gene`` int32 (position in ``genes``), ``value``."""
+
+    pixel: np.ndarray
+    gene: np.ndarray
+    value: np.ndarray
+
+
+class SparseWindows(NamedTuple):
+    """The non-zeros of several windows, one after another; those of window ``i`` stand at ``indptr[i]:indptr[i + 1]`` (int64)."""
+
+    indptr: np.ndarray
+    pixel: np.ndarray
+    gene: np.ndarray
+    value: np.ndarray
 
 
 class Request(NamedTuple):

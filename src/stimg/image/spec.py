@@ -9,6 +9,8 @@ import numpy as np
 
 LATTICES = ("square", "hex")
 COLLISIONS = ("error", "nearest", "sum")
+MAX_POINTS = 2**31 - 1
+"""Most lattice points of a raster: an index into them is an int32."""
 HEX_ROW_STEP = math.sqrt(3.0) / 2.0
 """Distance between the rows of a hexagonal lattice, in units of the pitch."""
 
@@ -68,6 +70,11 @@ class RasterSpec:
             )
         if len(self.shape) != 2 or min(self.shape) < 1:
             raise ValueError(f"shape={self.shape} is not a raster; wanted (rows, columns), each at least 1.")
+        if self.shape[0] * self.shape[1] > MAX_POINTS:
+            raise ValueError(
+                f"shape={self.shape} has {self.shape[0] * self.shape[1]:.3g} lattice points; wanted at most {MAX_POINTS:.3g}. Take larger pixels, or "
+                "look for observations far away from the others."
+            )
         if not (math.isfinite(self.pitch_um) and self.pitch_um > 0):
             raise ValueError(f"pitch_um={self.pitch_um} is not a positive number of µm.")
 
@@ -133,11 +140,11 @@ class CropSpec:
     coverage: float = 2.0
 
     def __post_init__(self) -> None:
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise ValueError(f"size={self.size} is not a window; wanted (rows, columns) in lattice steps, each at least 1.")
+        if len(self.size) != 2 or min(self.size) < 1 or any(int(side) != side for side in self.size):
+            raise ValueError(f"size={self.size} is not a window; wanted (rows, columns) in lattice steps, whole numbers of at least 1.")
         if self.min_occupied is not None and not 1 <= self.min_occupied <= self.size[0] * self.size[1]:
             raise ValueError(
-                f"min_occupied={self.min_occupied} is outside 1 .. {self.size[0] * self.size[1]} (the window's lattice points)."
+                f"min_occupied={self.min_occupied} is outside 1 .. {self.size[0] * self.size[1]} (the window's lattice points). Pass one of these, or None for a tenth."
             )
         if not (math.isfinite(self.coverage) and self.coverage > 0):
             raise ValueError(f"coverage={self.coverage} is not a positive number.")

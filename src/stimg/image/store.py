@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,27 +13,10 @@ from stimg.image import blocks as blocks_
 from stimg.image import gather
 from stimg.image.blocks import Blocks
 from stimg.image.buffers import DenseBuffer, Workspace, as_buffer, limit_of, run_lanes
-from stimg.image.request import Request, check
+from stimg.image.request import Request, SparseWindow, SparseWindows, check
 
 ORDERS = ("gene", "pixel")
 MODES = ("disk", "memory")
-
-
-class SparseWindow(NamedTuple):
-    """The non-zeros of one window: ``pixel`` int32 (``y * width + x`` in the window), ``gene`` int32 (position in ``genes``), ``value``."""
-
-    pixel: np.ndarray
-    gene: np.ndarray
-    value: np.ndarray
-
-
-class SparseWindows(NamedTuple):
-    """The non-zeros of several windows, one after another; those of window ``i`` stand at ``indptr[i]:indptr[i + 1]`` (int64)."""
-
-    indptr: np.ndarray
-    pixel: np.ndarray
-    gene: np.ndarray
-    value: np.ndarray
 
 
 class RasterStore:

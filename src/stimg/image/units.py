@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from stimg._core.validate import number
+
 MPP_LIMITS = (0.01, 50.0)
 """Smallest and largest µm per pixel that is believed."""
 TOLERANCE = 0.05
@@ -172,12 +174,17 @@ def resolve_scale(
     ValueError
         Where nothing states the scale, where µm per pixel is outside ``MPP_LIMITS``, or where two sources differ.
     """
+    for value, name in ((mpp, f"{where}mpp"), (pitch_um, f"{where}pitch_um")):
+        if value is not None:
+            number(value, name, "µm")
     stated_mpp, mpp_source = (mpp, "argument") if mpp is not None else (metadata.mpp, "metadata")
     stated_pitch, pitch_source = (pitch_um, "argument") if pitch_um is not None else (metadata.pitch_um, "metadata")
     if stated_mpp is not None:
         stated_mpp = check_mpp(stated_mpp, name="mpp" if mpp is not None else "scalefactors['microns_per_pixel']", where=where)
     if stated_pitch is not None and not (np.isfinite(stated_pitch) and stated_pitch > 0):
-        raise ValueError(f"{where}pitch_um={stated_pitch!r} is not a positive number of µm.")
+        raise ValueError(
+            f"{where}pitch_um={stated_pitch!r} is not a positive number of µm. Pass the distance between neighbouring observations, or leave it out."
+        )
     if mpp is not None and metadata.mpp is not None and differ(mpp, metadata.mpp):
         raise ValueError(
             f"{where}mpp={mpp:.6g} was passed, but scalefactors['microns_per_pixel'] is {metadata.mpp:.6g} (more than "

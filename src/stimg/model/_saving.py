@@ -1,5 +1,6 @@
 """A saved model: tensors as safetensors, everything else as JSON. Nothing is ever unpickled."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from stimg._core import files
 
 FORMAT = 1
 TENSORS, RECORD = "model.safetensors", "model.json"
+FIELDS = ("sha256", "options", "crop", "genes", "genes_hash", "rasters", "setup", "registry", "history", "fit")
+AGAIN = "Save the model again, or copy the folder anew."
 
 
 def jsonable(value: Any) -> Any:
@@ -30,11 +33,18 @@ def jsonable(value: Any) -> Any:
 
 def write(directory: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any], *, overwrite: bool) -> None:
     """Write a model folder, whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors import torch as safetensors
 
     with files.replacing(directory, overwrite=overwrite, directory=True) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / TENSORS)
-        (temporary / RECORD).write_text(json.dumps({"format": FORMAT, **jsonable(record)}, indent=1))
+        whole_tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        (temporary / TENSORS).write_bytes(safetensors.save(whole_tensors))  # written here, so that a full disk is an OSError
+        whole = {"format": FORMAT, "sha256": _digest(temporary / TENSORS), **jsonable(record)}
+        (temporary / RECORD).write_text(json.dumps(whole, indent=1), encoding="utf-8")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(directory: Path, class_name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -47,9 +57,11 @@ def read(directory: Path, class_name: str) -> tuple[dict[str, Tensor], dict[str,
             found = sorted(p.name for p in directory.iterdir()) if directory.is_dir() else "no such folder"
             raise FileNotFoundError(f"{directory / name} is missing (found {found}). Pass the folder that `save` wrote.")
     try:
-        record = json.loads((directory / RECORD).read_text())
+        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as err:
-        raise ValueError(f"{directory / RECORD} is damaged ({err}). Save the model again.") from err
+        raise ValueError(f"{directory / RECORD} is damaged ({err}). {AGAIN}") from err
+    if not isinstance(record, dict):
+        raise ValueError(f"{directory / RECORD} holds a {type(record).__name__}; wanted the record of a model. {AGAIN}")
     if record.get("format") != FORMAT:
         raise ValueError(
             f"{directory} has format {record.get('format')!r}; this version of stimg reads {FORMAT}. Install the version that wrote it ({record.get('version')})."
@@ -58,8 +70,13 @@ def read(directory: Path, class_name: str) -> tuple[dict[str, Tensor], dict[str,
         raise ValueError(
             f"{directory} holds a {record.get('class')}; wanted a {class_name}. Load it with `stimg.model.{record.get('class')}.load`."
         )
+    missing = [name for name in FIELDS if name not in record]
+    if missing:
+        raise ValueError(f"{directory / RECORD} is damaged: it lacks {missing}. {AGAIN}")
+    if _digest(directory / TENSORS) != record["sha256"]:
+        raise ValueError(f"{directory / TENSORS} is damaged, or not the file that {RECORD} was written with. {AGAIN}")
     try:
         tensors = load_file(directory / TENSORS)
     except SafetensorError as err:
-        raise ValueError(f"{directory / TENSORS} is damaged ({err}). Save the model again.") from err
+        raise ValueError(f"{directory / TENSORS} is damaged ({err}). {AGAIN}") from err
     return tensors, record

@@ -64,11 +64,15 @@ def split_observations(
             train[library.rows[~parts.train]] = False
         return Split(train, held)
     names = [str(v) for v in validation]
+    if not names:
+        raise ValueError(f"validation=[] names no library; wanted some of {list(rasters)}, 'blocks', or None for no validation.")
     unknown = sorted(set(names) - set(rasters))
-    if unknown or not names:
+    if unknown:
         raise ValueError(f"validation={names} names libraries that are not there: {unknown}; the libraries are {list(rasters)}.")
     if len(set(names)) == len(rasters):
-        raise ValueError(f"validation={names} holds out every library; nothing is left to train on.")
+        raise ValueError(
+            f"validation={names} holds out every library; nothing is left to train on. Leave one out of the list, or pass `validation='blocks'`."
+        )
     for name in names:
         held[rasters[name].rows] = True
         train[rasters[name].rows] = False

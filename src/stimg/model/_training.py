@@ -2,7 +2,10 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +18,17 @@ from scvi.train import TrainRunner
 from torch import Tensor
 
 from stimg._core import hashing, validate
+from stimg._core import progress as _progress
 from stimg._core import rng as _rng
 from stimg.data.module import CropDataModule
 from stimg.data.slots import raster_libraries
 from stimg.data.statistics import GeneStatistics, gene_statistics, principal_axes
+from stimg.model import _saving
+from stimg.model._quiet import quiet
 from stimg.model._split import split_observations
 from stimg.nn import STMAEModule
 from stimg.nn.stmae import Offsets
-from stimg.plan import MaskedPlan, SafeCheckpointIO
+from stimg.plan import EpochHistory, KeepCheckpoint, MaskedPlan, SafeCheckpointIO, StopWhenStale
 from stimg.plan.masked import MONITOR
 
 if TYPE_CHECKING:
@@ -33,27 +39,7 @@ STATISTICS = ("pooled_mean", "pooled_composition", "spread")
 STEPS, MOST_EPOCHS = 1500, 400
 CHECKPOINT = "last.ckpt"
 _DATA = ("num_workers", "augment", "max_samples_per_epoch", "max_val_samples", "multiprocessing_context", "pin_memory")
-
-
-class _StopAtEnd(Callback):
-    """Early stopping that works under several devices: the validation loss is the same on all of them."""
-
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if not trainer.sanity_checking and trainer.current_epoch - pl_module.best_epoch >= self.patience:
-            trainer.should_stop = True
-
-
-class _KeepCheckpoint(Callback):
-    """A checkpoint at the end of every epoch, replacing the one before when it is whole."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        trainer.save_checkpoint(self.path)
+_DRAWS = ("augment", "max_samples_per_epoch", "max_val_samples")
 
 
 def train(
@@ -73,6 +59,10 @@ def train(
     **kwargs: Any,
 ) -> None:
     """Train ``model`` in place; see :meth:`stimg.model.STMAE.train`."""
+    for name, value in (("patience", patience), ("batch_size", batch_size), ("lr", lr)):
+        validate.positive(value, name)
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay={weight_decay} is not a weight; wanted zero or a positive number.")
     adata = model.adata
     split = split_observations(
         raster_libraries(adata, library_key=model._library_key),
@@ -82,6 +72,10 @@ def train(
         rng=_rng.derive(seed, 0),
     )
     train_libraries = model._libraries(adata, rows=split.train)
+    if not any(library.store.nnz for library in train_libraries):
+        raise ValueError(
+            f"The {int(split.train.sum())} training observations have no count of the {len(model.genes)} genes of the model. Check the layer and the genes."
+        )
     val_libraries = model._libraries(adata, rows=split.validation) if split.validation.any() else None
     rule, n_channels = model._rule()
     data_options = {name: kwargs.pop(name) for name in _DATA if name in kwargs}
@@ -96,69 +90,121 @@ def train(
         seed=seed,
         **data_options,
     )
-    n_genes = len(model.genes)
-    if model.statistics is None:
-        model.statistics = gene_statistics(train_libraries, n_genes)
-        if isinstance(model.module, STMAEModule):
-            _initialise(model, train_libraries)
     steps = math.ceil(len(data.train_dataset) / batch_size)
     if max_epochs is None:
         max_epochs = min(MOST_EPOCHS, math.ceil(STEPS / steps))
     validate.positive(max_epochs, "max_epochs")
-
-    def offsets(found: Any) -> Offsets:
-        statistics = gene_statistics(found, n_genes, like=model.statistics)
-        return Offsets(torch.from_numpy(statistics.mean), torch.from_numpy(statistics.composition))
-
-    network = model.module
-    plan = MaskedPlan(
-        torch.compile(network, dynamic=True) if compile else network,
-        train_offsets=offsets(train_libraries),
-        val_offsets=offsets(val_libraries) if val_libraries else None,
-        max_epochs=max_epochs,
-        steps_per_epoch=steps,
-        lr=lr,
-        weight_decay=weight_decay,
-        seed=seed,
-    )
-    callbacks: list[Callback] = list(kwargs.pop("callbacks", []))
+    hashes = model._hashes(adata)
+    history = EpochHistory(_curves(model))
+    callbacks: list[Callback] = [*kwargs.pop("callbacks", []), history]
     if early_stopping and val_libraries:
-        callbacks.append(_StopAtEnd(patience))
+        callbacks.append(StopWhenStale(patience, history))
     resume = None
     if checkpoint_dir is not None:
         checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        callbacks.append(_KeepCheckpoint(checkpoint_dir / CHECKPOINT))
-        kwargs["plugins"] = [*kwargs.pop("plugins", []), SafeCheckpointIO()]
+        callbacks.append(KeepCheckpoint(checkpoint_dir / CHECKPOINT))
+        record = {
+            **model.options.to_dict(),
+            "genes": hashing.of_strings(model.genes),
+            "training observations": hashing.of_array(hashes[split.train]),
+            "validation observations": hashing.of_array(hashes[split.validation]),
+            **{"max_epochs": max_epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "rng": seed},
+            **{name: data_options.get(name) for name in _DRAWS},
+        }
+        kwargs["plugins"] = [*kwargs.pop("plugins", []), SafeCheckpointIO(_saving.jsonable(record))]
         resume = checkpoint_dir / CHECKPOINT if (checkpoint_dir / CHECKPOINT).is_file() else None
     settings: dict[str, Any] = {
         "callbacks": callbacks,
+        "logger": False,
         "gradient_clip_val": 1.0,
         "check_val_every_n_epoch": 1 if val_libraries else None,
         "enable_checkpointing": False,
+        "enable_progress_bar": _progress.wanted(),
         "log_every_n_steps": max(1, min(10, steps)),
         "devices": 1,
         "accelerator": "auto",
         "use_distributed_sampler": False,
     }
     settings.update(kwargs)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_available() else []):
+    with _all_or_nothing(model), quiet(), torch.random.fork_rng(devices=_cuda()):
         torch.manual_seed(seed)
+        if model.statistics is None:
+            model.statistics = gene_statistics(train_libraries, len(model.genes))
+            if isinstance(model.module, STMAEModule):
+                _initialise(model, train_libraries)
+        plan = MaskedPlan(
+            model.module,
+            train_offsets=_offsets(model, train_libraries),
+            val_offsets=_offsets(model, val_libraries) if val_libraries else None,
+            max_epochs=max_epochs,
+            steps_per_epoch=steps,
+            lr=lr,
+            weight_decay=weight_decay,
+            seed=seed,
+            compile=compile,
+        )
+        model.module.train()  # a model that was trained or loaded before is in eval mode, and Lightning leaves it there
         runner = TrainRunner(model, plan, data, max_epochs=max_epochs, ckpt_path=None if resume is None else str(resume), **settings)
         runner()
-    _keep(model, plan, data, hashes=hashing.of_observations(validate.counts(adata, model._layer)[split.train | split.validation]))
+        _keep(model, plan, data, history, hashes[split.train | split.validation])
     logger.info(
         "Trained on %d observations of %d libraries, %d held out; best epoch %d of %d",
         data.n_train,
         len(train_libraries),
         data.n_val,
-        plan.best_epoch,
+        model.best_epoch_,
         model.epochs(),
     )
 
 
+def _cuda() -> range:
+    return range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+
+def _offsets(model: "STMAE", found: Sequence[Any]) -> Offsets:
+    statistics = gene_statistics(found, len(model.genes), like=model.statistics)
+    return Offsets(torch.from_numpy(statistics.mean), torch.from_numpy(statistics.composition))
+
+
+def _curves(model: "STMAE") -> dict[str, dict[str, list]]:
+    """Return the history as plain values."""
+    tables = model.history_ or {}
+    return {name: {"epoch": table.index.tolist(), "value": table.iloc[:, 0].astype(float).tolist()} for name, table in tables.items()}
+
+
+def _tables(curves: Mapping[str, Mapping[str, list]]) -> dict[str, pd.DataFrame]:
+    """Return the history as scvi-tools keeps it: one table for each quantity."""
+    return {
+        name: pd.DataFrame(
+            {name: np.asarray(curve["value"], dtype=np.float64)}, index=pd.Index(curve["epoch"], name="epoch", dtype=np.int64)
+        )
+        for name, curve in curves.items()
+    }
+
+
+@contextmanager
+def _all_or_nothing(model: "STMAE") -> Iterator[None]:
+    """Leave ``model`` as it was where the training fails; an interrupt, which Lightning turns into SystemExit, becomes one again."""
+    weights = {name: value.detach().cpu().clone() for name, value in model.module.state_dict().items()}
+    before = model.statistics, model.history_
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except BaseException as error:
+        model.module.load_state_dict(weights)
+        model.statistics, model.history_ = before
+        model.module.eval()
+        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, on_interrupt)
+            raise KeyboardInterrupt from None
+        raise
+
+
 def _initialise(model: "STMAE", train_libraries: Sequence[Any]) -> None:
     statistics, module = model.statistics, model.module
-    assert statistics is not None and isinstance(module, STMAEModule)
+    assert statistics is not None
+    assert isinstance(module, STMAEModule)
     parts: dict[str, Any] = {}
     if model.options.init == "pca":
         axes, shrinkage = principal_axes(train_libraries, statistics, min(model.options.n_axes, model.options.n_latent))
@@ -168,19 +214,17 @@ def _initialise(model: "STMAE", train_libraries: Sequence[Any]) -> None:
         for name, field in zip(("mean", "composition", "spread"), STATISTICS, strict=True)
     }
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs too
         module.initialise(**tensors, **parts)
 
 
-def _keep(model: "STMAE", plan: MaskedPlan, data: CropDataModule, hashes: np.ndarray) -> None:
+def _keep(model: "STMAE", plan: MaskedPlan, data: CropDataModule, history: EpochHistory, hashes: np.ndarray) -> None:
     """Put the best weights back, and remember what was seen."""
     if plan.best is not None:
-        device = model.device
-        state = {k.removeprefix("_orig_mod."): v for k, v in plan.best.items()}
-        model.module.load_state_dict(state)
-        model.module.to(device)
-    model.seen = np.union1d(model.seen, hashes)
-    model.best_epoch_ = plan.best_epoch
+        model.module.load_state_dict(plan.best)
+    model.history_ = _tables(history.curves)
+    model.seen = np.union1d(model.seen, hashes[hashes != 0])
+    model.best_epoch_ = history.first + plan.best_epoch if plan.best_epoch >= 0 else -1
     model.is_trained_ = True
     model.module.eval()
     model.train_indices_, model.validation_indices_, model.test_indices_ = data.train_idx, data.val_idx, np.empty(0, dtype=np.int64)
@@ -204,9 +248,7 @@ def restore(model: "STMAE", tensors: Mapping[str, Tensor], record: Mapping[str, 
     empty = np.zeros((0, len(model.genes)), dtype=np.float32)
     model.statistics = GeneStatistics(empty, empty, **found)
     model.seen = tensors["seen"].numpy().view(np.uint64)
-    model.history_ = {
-        name: pd.DataFrame({name: values}, index=pd.RangeIndex(len(values), name="epoch")) for name, values in record["history"].items()
-    }
+    model.history_ = _tables(record["history"])
     model.best_epoch_ = int(record["fit"]["best_epoch"])
     model.is_trained_ = True
     model.module.eval()

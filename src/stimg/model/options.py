@@ -82,13 +82,26 @@ class STMAEOptions:
         validate.one_of(self.likelihood, ("mse", "poisson", "nb"), "likelihood")
         validate.one_of(self.init, ("pca", "random"), "init")
         validate.one_of(self.variant, VARIANTS, "variant")
-        for name in ("n_channels", "n_latent", "n_heads", "n_axes"):
-            validate.positive(getattr(self, name), name)
+        for name in ("crop_size", "mask_ratios"):
+            if isinstance(getattr(self, name), (int, float)):
+                raise TypeError(f"{name}={getattr(self, name)!r} is one number; wanted several, such as {getattr(STMAEOptions, name)}.")
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list would make two equal models differ
+        for name in ("n_channels", "n_latent", "n_heads", "n_axes", "n_layers"):
+            validate.whole(getattr(self, name), name)
+        for name in ("n_decoder_layers", "sparse_above"):
+            validate.whole(getattr(self, name), name, least=0)
+        if self.n_hidden is not None:
+            validate.whole(self.n_hidden, "n_hidden")
+        if not self.smooth_weight >= 0:
+            raise ValueError(f"smooth_weight={self.smooth_weight} is not a weight; wanted zero or a positive number.")
         if self.n_latent % self.n_heads:
-            raise ValueError(f"n_latent={self.n_latent} is not a multiple of n_heads={self.n_heads}.")
+            raise ValueError(
+                f"n_latent={self.n_latent} is not a multiple of n_heads={self.n_heads}. "
+                f"Take n_latent={max(1, self.n_latent // self.n_heads) * self.n_heads} or n_latent={(self.n_latent // self.n_heads + 1) * self.n_heads}, or another n_heads."
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} is not in [0, 1).")
-        CropSpec(tuple(self.crop_size), self.min_occupied, self.coverage)
+        CropSpec(self.crop_size, self.min_occupied, self.coverage)
 
     def changed(self, **changes: Any) -> "STMAEOptions":
         """Return a copy with ``changes``; an unknown field is a TypeError that lists the known ones."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
@@ -21,6 +22,7 @@ from stimg.data.inference import InferenceDataset
 from stimg.data.library import Library, libraries
 from stimg.data.slots import raster_libraries
 from stimg.data.statistics import GeneStatistics, gene_statistics
+from stimg.data.tables import table_of
 from stimg.image.blend import Blend, taper
 from stimg.image.spec import CropSpec, RasterSpec
 from stimg.model import _saving, _training
@@ -30,9 +32,17 @@ from stimg.nn.stmae import Offsets
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 PITCH_TOLERANCE = 0.05
+
+
+class _RasterPosition(ObsmField):
+    """The slot of row and column, whose columns have names that need no announcement."""
+
+    def _setup_column_names(self, adata: "AnnData") -> list[str]:
+        return ["row", "col"]
 
 
 class STMAE(BaseModelClass):
@@ -77,11 +87,11 @@ class STMAE(BaseModelClass):
             if adata is None:
                 raise ValueError("genes is None and there is no adata to take them from; pass the vocabulary.")
             genes = self._default_genes(adata)
-        self.genes = pd.Index([str(g) for g in genes])
+        self.genes = pd.Index(validate.names(genes))
         validate.unique_names(self.genes, "genes in the vocabulary", todo="Pass every gene once.")
         if len(self.genes) < 2:
             raise ValueError(f"The vocabulary has {len(self.genes)} genes; wanted at least 2.")
-        self.crop = CropSpec(tuple(self.options.crop_size), self.options.min_occupied, self.options.coverage)
+        self.crop = CropSpec(self.options.crop_size, self.options.min_occupied, self.options.coverage)
         self.rasters: list[dict[str, Any]] = []
         if adata is not None:
             validate.genes(self.genes, adata.var_names, what="genes of the vocabulary", todo="Pass names of adata.var_names.")
@@ -124,13 +134,20 @@ class STMAE(BaseModelClass):
         raster_libraries(adata, library_key=library_key)
         arguments = cls._get_setup_method_args(cls=cls, adata=adata, layer=layer, library_key=library_key)
         fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),  # the check is done above, on all values and without chance
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, library_key),
-            ObsmField("raster_position", keys.RC),
+            _RasterPosition("raster_position", keys.RC),
         ]
         manager = AnnDataManager(fields=fields, setup_method_args=arguments)
         manager.register_fields(adata)
         cls.register_manager(manager)
+
+    @classmethod
+    def setup_spatialdata(
+        cls, sdata: "SpatialData", *, table_key: str = "table", layer: str | None = None, library_key: str = keys.LIBRARY
+    ) -> None:
+        """Do :meth:`setup_anndata` for the table ``sdata.tables[table_key]``, which is then the ``adata`` of the model."""
+        cls.setup_anndata(table_of(sdata, table_key), layer=layer, library_key=library_key)
 
     @property
     def device(self) -> torch.device:
@@ -167,7 +184,7 @@ class STMAE(BaseModelClass):
 
     def _make_module(self) -> STMAEModule | ReleasedMAE:
         o, mask = self.options, MaskSpec(tuple(self.options.mask_ratios), self.options.mask_scope)
-        sizes = {
+        sizes: dict[str, Any] = {
             "n_latent": o.n_latent,
             "n_layers": o.n_layers,
             "n_decoder_layers": o.n_decoder_layers,
@@ -176,7 +193,7 @@ class STMAE(BaseModelClass):
             "mask": mask,
         }
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs too
             if o.variant == "released":
                 hidden = o.n_hidden or 4 * o.n_latent
                 return ReleasedMAE(
@@ -238,11 +255,20 @@ class STMAE(BaseModelClass):
             Where crops, masks, dropout and held-out blocks come from. The global random state of torch, numpy and Python is left as it was.
         checkpoint_dir
             Folder for a checkpoint at the end of every epoch. Where it holds one, training goes on from there; a finished training is not
-            repeated.
+            repeated. The arguments, options and data have to be the same as then.
         **trainer_kwargs
             For :class:`scvi.train.Trainer`, and through it Lightning's: ``accelerator``, ``devices``, ``strategy``, ``precision``
-            (``"bf16-mixed"``), ``enable_progress_bar``, ...; and for the data module: ``num_workers``, ``augment``, ``max_samples_per_epoch``.
-            ``compile=True`` compiles the transformers.
+            (``"bf16-mixed"``), ``enable_progress_bar`` (by default as ``stimg.settings.progress`` says), ...; and for the data module: ``num_workers``, ``augment``, ``max_samples_per_epoch``.
+            ``compile=True`` compiles the network.
+
+        Raises
+        ------
+        ValueError
+            Where the loss becomes infinite, a library is too small to hold a block out, or the checkpoint is damaged or of another training.
+
+        Notes
+        -----
+        A training that fails or is interrupted leaves the model as it was; with ``checkpoint_dir``, the same call goes on from the last epoch.
         """
         if self.adata is None:
             raise ValueError("The model has no adata to train on. Load it with `STMAE.load(path, adata)`.")
@@ -286,7 +312,7 @@ class STMAE(BaseModelClass):
 
     def _windows(
         self, adata: "AnnData | None", mode: str, overlap: int | None, batch_size: int, hidden: Sequence[str] = ()
-    ) -> Iterator[tuple[dict[str, torch.Tensor], Offsets, InferenceDataset]]:
+    ) -> tuple[InferenceDataset, Offsets, Iterator[dict[str, torch.Tensor]]]:
         self._need_trained()
         adata = self.adata if adata is None else adata
         validate.not_empty(adata)
@@ -296,24 +322,28 @@ class STMAE(BaseModelClass):
         dataset = InferenceDataset(
             found, self.crop.size, mode=mode, overlap=step if mode == "tiles" else 0, rule=rule, n_channels=n_channels
         )
-        offsets = self._offsets(found)
-        for start in range(0, len(dataset), batch_size):
-            batch = dataset.__getitems__(range(start, min(start + batch_size, len(dataset))))
-            yield {k: v.to(self.device) for k, v in batch.items()}, offsets, dataset  # type: ignore[attr-defined]
+
+        def batches() -> Iterator[dict[str, torch.Tensor]]:
+            for start in range(0, len(dataset), batch_size):
+                batch = dataset.__getitems__(range(start, min(start + batch_size, len(dataset))))
+                yield {k: v.to(self.device) for k, v in batch.items()}  # type: ignore[attr-defined]
+
+        return dataset, self._offsets(found), batches()
 
     @torch.inference_mode()
     def _read_out(
         self, adata: "AnnData | None", dim: int, mode: str, overlap: int | None, batch_size: int, what: Any, hidden: Sequence[str] = ()
     ) -> np.ndarray:
         """Return what ``what(batch, offsets)`` says of every pixel, blended over windows, float32 (n_obs, dim); NaN for observations off the raster."""
+        batch_size = validate.whole(batch_size, "batch_size")
+        validate.not_empty(self.adata if adata is None else adata)
         n_obs = (self.adata if adata is None else adata).n_obs
         blend, weight = Blend(n_obs, dim), taper(self.crop.size, "centre" if mode == "centred" else "triangle")
         self.module.eval()
-        dataset = None
-        for batch, offsets, dataset in self._windows(adata, mode, overlap, batch_size, hidden):
+        dataset, offsets, batches = self._windows(adata, mode, overlap, batch_size, hidden)
+        for batch in batches:
             blend.add(batch["obs"].cpu().numpy(), what(batch, offsets).float().cpu().numpy(), weight)
         out = np.full((n_obs, dim), np.nan, dtype=np.float32)
-        assert dataset is not None
         out[dataset.rows] = blend.result(dataset.rows, at=dataset.at)
         return out
 
@@ -343,7 +373,8 @@ class STMAE(BaseModelClass):
             raise ValueError(
                 "variant='released' has a positional output, so its values belong to no gene; wanted variant='intended' for predictions."
             )
-        module, names = self.module, [str(g) for g in genes]
+        module, names = self.module, validate.names(genes)
+        validate.unique_names(pd.Index(names), "genes asked for", todo="Name each gene once.")
         index = torch.from_numpy(
             validate.genes(
                 names, self.genes, what="genes asked for", todo="The model predicts genes of its vocabulary alone (`model.genes`)."
@@ -381,18 +412,25 @@ class STMAE(BaseModelClass):
         of the vocabulary that ``adata`` did not measure.
         """
         names = (self.adata if adata is None else adata).var_names
-        wanted = self.genes[~self.genes.isin(names)] if genes is None else pd.Index([str(g) for g in genes])
+        wanted = self.genes[~self.genes.isin(names)] if genes is None else pd.Index(validate.names(genes))
         if not len(wanted):
             raise ValueError(f"adata measured all {len(self.genes)} genes of the vocabulary; pass `genes` with those to hide and predict.")
+        shared = names[names.isin(self.genes)]
+        if len(shared) and shared.isin(wanted).all():
+            raise ValueError(
+                f"genes names all {len(shared)} genes that adata shares with the model, so nothing is left to predict them from. Leave some out."
+            )
         return self._predict(adata, wanted, wanted, mode, overlap, batch_size)
 
-    def save(self, dir_path: str | Path, overwrite: bool = False, **_: Any) -> None:
+    def save(self, dir_path: str | Path, overwrite: bool = False) -> None:  # type: ignore[override]
         """Write ``model.safetensors`` and ``model.json`` into ``dir_path``, whole or not at all.
 
         Saved are weights, vocabulary, options, lattice and pitch, gene statistics, hashes of the training observations, and the history. The
-        data are not saved.
+        data are not saved. Under distributed training every rank may call it; the first one writes.
         """
         statistics = self._need_trained()
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+            return
         tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
         tensors |= {f"statistics.{n}": torch.from_numpy(np.ascontiguousarray(getattr(statistics, n))) for n in _training.STATISTICS}
         tensors["seen"] = torch.from_numpy(self.seen.view(np.int64))
@@ -408,14 +446,14 @@ class STMAE(BaseModelClass):
             "rasters": self.rasters,
             "setup": {"layer": self._layer, "library_key": self._library_key},
             "registry": self.registry_,
-            "history": {name: table.iloc[:, 0].tolist() for name, table in (self.history_ or {}).items()},
+            "history": _training._curves(self),
             "fit": _training.fit_record(self),
         }
         _saving.write(Path(dir_path), tensors, record, overwrite=overwrite)
         logger.info("Saved %d genes, %d weights to %s", len(self.genes), sum(p.numel() for p in self.module.parameters()), dir_path)
 
     @classmethod
-    def load(cls, dir_path: str | Path, adata: "AnnData | None" = None, *, device: str | torch.device = "cpu", **_: Any) -> "STMAE":
+    def load(cls, dir_path: str | Path, adata: "AnnData | None" = None, *, device: str | torch.device = "cpu") -> "STMAE":  # type: ignore[override]
         """Return the model that :meth:`save` wrote; nothing is unpickled.
 
         ``adata``, where given, is set up as the training data were: it must share genes with the vocabulary and lie on such a lattice.
@@ -425,7 +463,7 @@ class STMAE(BaseModelClass):
         if hashing.of_strings(record["genes"]) != record["genes_hash"]:
             raise ValueError(f"{dir_path}: the list of genes does not match its hash; the file was changed. Save the model again.")
         model = cls(None, record["genes"], options=STMAEOptions.from_dict(record["options"]), registry=record["registry"])
-        model.crop = CropSpec(tuple(record["crop"]), model.options.min_occupied, model.options.coverage)
+        model.crop = CropSpec((int(record["crop"][0]), int(record["crop"][1])), model.options.min_occupied, model.options.coverage)
         model.rasters = record["rasters"]
         model.module = model._make_module()
         _training.restore(model, tensors, record, Path(dir_path))
@@ -441,7 +479,7 @@ class STMAE(BaseModelClass):
     def identity(self, adata: "AnnData") -> dict[str, Any]:
         """Return what a record of a result should say of this model: class, hashes of weights and vocabulary, and how many of the rows of ``adata`` it was trained on."""
         weights = np.concatenate([v.detach().cpu().float().numpy().ravel() for v in self.module.state_dict().values()])
-        hashes = hashing.of_observations(validate.counts(adata, self._layer)) if adata.n_vars else np.empty(0, dtype=np.uint64)
+        hashes = self._hashes(adata)
         return {
             "model": type(self).__name__,
             "model_hash": hashing.of_array(weights),
@@ -449,6 +487,14 @@ class STMAE(BaseModelClass):
             "n_shared_genes": int(self.genes.isin(adata.var_names).sum()),
             "n_obs_seen_in_training": int(np.isin(hashes, self.seen).sum()),
         }
+
+    def _hashes(self, adata: "AnnData") -> np.ndarray:
+        """Return one uint64 per observation that depends on its counts of the vocabulary's genes alone; 0 where there are none."""
+        at = adata.var_names.get_indexer(self.genes)
+        known = np.flatnonzero(at >= 0)
+        picked = validate.counts(adata, self._layer)[:, at[known]]
+        shape = (adata.n_obs, len(self.genes))
+        return hashing.of_observations(sp.csr_matrix((picked.data, known[picked.indices], picked.indptr), shape=shape))
 
     def epochs(self) -> int:
         """Return the number of epochs trained."""

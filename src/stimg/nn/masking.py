@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stimg.nn.packing import Packed
+from stimg.nn.packing import Packed, eagerly
 
 SCOPES = ("cell", "crop", "mixed")
 
@@ -75,6 +75,7 @@ def see_all(packed: Packed) -> Visibility:
     return Visibility(torch.ones_like(packed.cell, dtype=torch.bool), mask, packed.depth.new_zeros(packed.shape[0], 1))
 
 
+@eagerly
 def draw_mask(packed: Packed, spec: MaskSpec, *, dense: bool, generator: torch.Generator | None = None) -> Visibility:
     """Return a random visibility.
 
@@ -93,11 +94,10 @@ def draw_mask(packed: Packed, spec: MaskSpec, *, dense: bool, generator: torch.G
     def visible(ratio: Tensor) -> Tensor:
         key = torch.rand(n_crops, ratio.shape[1], n_channels, device=device, generator=generator)
         key = key.masked_fill(~real[:, None], 2.0)
-        count = (ratio * real.sum(1)[:, None]).floor().long()
-        ordered = key.sort(dim=-1).values
-        last = ordered.gather(-1, (count - 1).clamp(min=0)[..., None])
-        threshold = torch.where(count[..., None] > 0, last, torch.full_like(last, -1.0))
-        return (key > threshold) & real[:, None]
+        # 0.29 x 100 is 28.999998 in single precision
+        count = (ratio * real.sum(1)[:, None] + 1e-3).floor().long()
+        late = torch.arange(n_channels, device=device) >= count[..., None]
+        return torch.zeros_like(late).scatter_(-1, key.argsort(dim=-1), late) & real[:, None]
 
     crop_of = torch.div(packed.cell, n_spots, rounding_mode="floor")
     spot_of = packed.cell - crop_of * n_spots

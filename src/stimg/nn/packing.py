@@ -1,10 +1,30 @@
 """From a batch of crops to a batch of spots: empty lattice points are left out, so that nothing is computed for them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def eagerly(function: Callable[P, R]) -> Callable[P, R]:
+    """Return ``function`` such that ``torch.compile`` runs it as it is: sizes that depend on the data leave nothing to gain.
+
+    ``torch.compiler.disable`` does the same, but imports the compiler (seconds) where it is applied; here that waits until it is needed.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)  # type: ignore[no-any-return]
+        return function(*args, **kwargs)
+
+    return call
 
 
 @dataclass
@@ -61,6 +81,7 @@ class Packed:
         return torch.where(self.where[..., None] >= 0, grid, torch.as_tensor(fill, dtype=grid.dtype, device=grid.device))
 
 
+@eagerly
 def pack(batch: Mapping[str, Tensor]) -> Packed:
     """Return the spots of ``batch`` (:class:`stimg.data.Batch`) without the empty lattice points."""
     seen, panel = batch["seen"], batch["panel"]

@@ -15,8 +15,8 @@ class ReleasedMAE(nn.Module):
     r"""Masked autoencoder with unbound gene and value, after the public code of Zhu et al. 2026 (arXiv 2603.13432).
 
     Token of lattice point t: :math:`z_t = \sum_g E_g + \sum_g \mathrm{MLP}(x_{tg}) + p_t`, both sums over all channels of the crop, hidden ones
-    with value 0. Post-norm transformers over all H x W points, empty ones too; a positional head that maps a token to C values through five
-    linear layers, each but the first followed by ReLU, so the output is never negative. The channels come in an arbitrary order.
+    with value 0. Post-norm transformers over all H x W points, empty ones too; a positional head that maps a token to C values through four
+    linear layers, each followed by ReLU, so the output is never negative. The channels come in an arbitrary order.
 
     Parameters
     ----------

@@ -30,14 +30,22 @@ class Offsets:
         Mean of log1p counts per 10,000 of every gene, float32 (L, n_genes); for genes that were not measured, that of the training data.
     composition
         Share of every gene in the counts, float32 (L, n_genes); likewise.
+    coverage
+        What the depth of a library's spots is divided by to be on the scale of the two others, float32 (L,); less than 1 where the depth is
+        the sum over a part of the genes. None: 1.
     """
 
     mean: Tensor
     composition: Tensor
+    coverage: Tensor | None = None
 
     def of(self, library: Tensor) -> "Offsets":
         """Return the rows of ``library`` (B,)."""
-        return Offsets(self.mean[library], self.composition[library])
+        return Offsets(self.mean[library], self.composition[library], None if self.coverage is None else self.coverage[library])
+
+    def deepen(self, depth: Tensor) -> Tensor:
+        """Return ``depth`` (B, T) on the scale of mean and composition."""
+        return depth if self.coverage is None else depth / self.coverage[:, None]
 
 
 class STMAEModule(nn.Module):
@@ -126,7 +134,8 @@ class STMAEModule(nn.Module):
             Share of the counts, mean and within-library standard deviation of log1p counts per 10,000 of every gene, each (n_genes,).
         loadings, shrinkage
             Orthonormal principal axes of the centred log values (n_genes, k) and the factor in (0, 1] by which each is shrunk. With them the
-            untrained model is the shrunken PCA reconstruction: tokens are scores, the transformers start near the identity.
+            untrained model is the shrunken PCA reconstruction: tokens are scores, the transformers start near the identity. Without
+            ``centre``, the training data's mean is taken off the tokens.
         """
         self.composition.copy_(composition)
         self.mean.copy_(mean)
@@ -140,6 +149,9 @@ class STMAEModule(nn.Module):
         self.tokens.weight[:, :k] = loadings[:, :k]
         self.lift.weight.copy_(torch.eye(self.n_latent))
         self.lift.bias.zero_()
+        if not self.centre:
+            self.lift.bias.copy_(-(mean @ self.tokens.weight))
+        self.tokens.straighten()
         factor = torch.full((self.n_latent,), float(shrinkage.min()))
         factor[:k] = shrinkage[:k]
         self.readout.weight.copy_(torch.diag(factor))
@@ -161,7 +173,7 @@ class STMAEModule(nn.Module):
         entry = sight.entry.nonzero(as_tuple=True)[0]
         value = log_normalise(packed.value[entry], packed.cell[entry], total, expected)
         variance = self.spread.square()
-        gain = variance.sum() / sight.weigh(packed, variance).clamp(min=1e-6 * float(variance.sum()))
+        gain = variance.sum() / sight.weigh(packed, variance).clamp(min=1e-6 * variance.sum())
         mean = panel_values(packed.panel, offsets.mean) if self.centre else None
         if self.is_dense(packed) and sight.mask is not None:
             x = packed.depth.new_zeros(n_cells * packed.shape[2])
@@ -182,7 +194,8 @@ class STMAEModule(nn.Module):
         if shown.shape[1] > 1:
             return self.tokens.dense(shown, packed.panel)
         full = mean.new_zeros(len(mean), self.n_genes).scatter_add_(1, packed.panel.clamp(min=0), shown[:, 0])
-        projected = (full @ self.tokens.weight)[:, None]
+        with torch.autocast(mean.device.type, enabled=False):  # a small difference of large sums
+            projected = (full @ self.tokens.weight)[:, None]
         return projected if sight.mask is not None else projected * (1.0 - sight.ratio)[..., None]
 
     def decode(self, h: Tensor, packed: Packed) -> Tensor:
@@ -234,7 +247,7 @@ class STMAEModule(nn.Module):
         f = torch.bmm(out, F.embedding(gene, self.tokens.weight).transpose(1, 2)) + self.beta[gene][:, None]
         count = packed.dense()
         mean, composition = panel_values(packed.panel, own.mean), panel_values(packed.panel, own.composition)
-        error = self._score(f.float(), count, packed.depth[..., None], gene[:, None], mean[:, None], composition[:, None])
+        error = self._score(f.float(), count, own.deepen(packed.depth)[..., None], gene[:, None], mean[:, None], composition[:, None])
         hidden = packed.seen[..., None] & ~sight.mask & (packed.panel >= 0)[:, None]
         positive = count > 0
         loss = weighted_mean(error, hidden)
@@ -268,14 +281,17 @@ class STMAEModule(nn.Module):
         key = cell * n_channels + column
         taken = packed.cell * n_channels + packed.column
         at = torch.searchsorted(taken, key).clamp(max=max(len(taken) - 1, 0))
-        fresh = taken[at] != key if len(taken) else torch.ones_like(key, dtype=torch.bool)
+        fresh = per_cell[cell] > 0
+        if len(taken):
+            fresh = fresh & (taken[at] != key)
         cell, column = cell[fresh], column[fresh]
         cells = torch.cat([packed.cell[entry], cell])
         crops = torch.div(cells, n_spots, rounding_mode="floor")
         genes = torch.cat([packed.channel[entry], packed.panel[crops[len(entry) :], column]])
         count = torch.cat([packed.value[entry], packed.value.new_zeros(len(cell))])
         f = (out[cells] * self.tokens.weight[genes]).sum(-1) + self.beta[genes]
-        error = self._score(f.float(), count, packed.depth.reshape(-1)[cells], genes, own.mean[crops, genes], own.composition[crops, genes])
+        depth = own.deepen(packed.depth).reshape(-1)[cells]
+        error = self._score(f.float(), count, depth, genes, own.mean[crops, genes], own.composition[crops, genes])
         nonzeros = error[: len(entry)].mean() if len(entry) else error.sum() * 0.0
         zeros = error[len(entry) :].mean() if len(cell) else error.sum() * 0.0
         loss = (n_nonzero * nonzeros + n_zero * zeros) / (n_nonzero + n_zero).clamp(min=1.0)

@@ -11,10 +11,10 @@ SCALE = 1e4
 class GeneTokens(nn.Module):
     r"""Sum of gene vectors weighted by expression: the token of a spot.
 
-    ``"linear"``: :math:`z_t = \frac{n}{n_v} \sum_{g \in v} (x_{tg} - m_g) W_g`, with v the visible ones of n channels and :math:`m_g` the mean of
-    the library. ``"mlp"``: :math:`z_t = \frac{n}{n_v} \sum_{g \in v} W_g \odot (x_{tg} + s(x_{tg})) + b(x_{tg})`, with s and b small networks that
-    are 0 at 0. A zero adds nothing, so the cost is the number of non-zeros; the order of the channels does not matter; a gene that was
-    not measured is no term of the sum.
+    ``"linear"``: :math:`z_t = \sum_{g \in v} x_{tg} W_g`, with v the visible channels. ``"mlp"``:
+    :math:`z_t = \sum_{g \in v} W_g \odot (x_{tg} + s(x_{tg})) + b(x_{tg})`, with s and b small networks that are 0 at 0. A zero adds nothing, so
+    the cost is the number of non-zeros; the order of the channels does not matter; a gene that was not measured is no term of the sum.
+    :class:`stimg.nn.STMAEModule` subtracts the library's means and scales the sum up to the genes that it does not see.
 
     Parameters
     ----------
@@ -33,8 +33,18 @@ class GeneTokens(nn.Module):
         self.kind = kind
         self.weight = nn.Parameter(torch.randn(n_genes, dim) / dim**0.5)
         if kind == "mlp":
-            self.scale = nn.Sequential(nn.Linear(1, 32), nn.GELU(), nn.Linear(32, dim))
-            self.shift = nn.Sequential(nn.Linear(1, 32), nn.GELU(), nn.Linear(32, dim))
+            # no bias in the last layers: what a network says of 0 is subtracted, and a constant with it
+            self.scale = nn.Sequential(nn.Linear(1, 32), nn.GELU(), nn.Linear(32, dim, bias=False))
+            self.shift = nn.Sequential(nn.Linear(1, 32), nn.GELU(), nn.Linear(32, dim, bias=False))
+
+    @torch.no_grad()
+    def straighten(self) -> None:
+        """Set the small networks of ``"mlp"`` to 0 everywhere, so that the tokens start as those of ``"linear"``."""
+        if self.kind == "mlp":
+            for network in (self.scale, self.shift):
+                last = network[-1]
+                assert isinstance(last, nn.Linear)
+                last.weight.zero_()
 
     def sparse(self, cell: Tensor, channel: Tensor, value: Tensor, n_cells: int) -> Tensor:
         """Return sums of gene vectors (n_cells, d) from the non-zero log values; ``cell`` need not be sorted."""

@@ -13,6 +13,7 @@ from matplotlib.patheffects import Stroke, withStroke
 
 from stimg._core import keys
 from stimg._core.rng import RngLike, as_generator
+from stimg.data.tables import table_of
 from stimg.image.spec import CropSpec
 from stimg.pl import _style
 from stimg.pl._geometry import Box, Cells, bounding_box, window_box
@@ -25,7 +26,7 @@ _EMPTY = {1: "#f2f2f2", 3: "#d4d4d4"}
 
 
 def crops(
-    adata: Any,
+    data: Any,
     *,
     genes: str | Sequence[str],
     crops: Sequence[Crop] | None = None,
@@ -36,6 +37,7 @@ def crops(
     transform: Transform = "log1p",
     library_id: str | Sequence[str] | None = None,
     library_key: str = keys.LIBRARY,
+    table_key: str = "table",
     cmap: Any = "viridis",
     percentile: tuple[float, float] | None = None,
     ncols: int = 3,
@@ -51,8 +53,8 @@ def crops(
 
     Parameters
     ----------
-    adata
-        Object after :func:`stimg.pp.rasterize`.
+    data
+        AnnData after :func:`stimg.pp.rasterize`, or SpatialData with such a table.
     genes
         One gene, or three.
     crops
@@ -66,6 +68,8 @@ def crops(
         Layer with the values (None for ``adata.X``); ``"log1p"`` draws log(1 + value).
     library_id, library_key
         Libraries to draw, None for all (with ``crops`` given: those named there).
+    table_key
+        Table of a SpatialData.
     cmap, percentile
         Colour map of a single gene; percentiles of the drawn values that become the colour limits, by default (0, 99.5) for one
         gene and (5, 99.5) for three, whose sum would otherwise be white where all are expressed everywhere.
@@ -90,6 +94,7 @@ def crops(
         Where neither one nor three genes are given, a window holds no occupied lattice point, no window is full enough, or the
         number of Axes does not fit.
     """
+    adata = table_of(data, table_key)
     spec = spec if spec is not None else CropSpec()
     names = [genes] if isinstance(genes, str) else list(genes)
     if len(names) not in (1, 3):

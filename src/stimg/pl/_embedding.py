@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stimg._core import keys, validate
+from stimg.data.tables import table_of
 from stimg.pl import _style
 from stimg.pl._geometry import Box, Cells, bounding_box, same_scale
 from stimg.pl._raster import check_box
@@ -15,12 +16,13 @@ from stimg.pl._values import select_cells
 
 
 def embedding_map(
-    adata: Any,
+    data: Any,
     *,
     obsm_key: str = keys.embedding_key("stmae"),
     components: bool = False,
     library_id: str | Sequence[str] | None = None,
     library_key: str = keys.LIBRARY,
+    table_key: str = "table",
     crop_um: Box | None = None,
     percentile: tuple[float, float] = (1.0, 99.0),
     cmap: Any = "cividis",
@@ -38,14 +40,16 @@ def embedding_map(
 
     Parameters
     ----------
-    adata
-        Object after :func:`stimg.pp.rasterize`.
+    data
+        AnnData after :func:`stimg.pp.rasterize`, or SpatialData with such a table.
     obsm_key
         Slot with the embedding, (n_obs, dim), dim at least 3. Rows with NaN are left out and drawn grey.
     components
         Also draw each of the three components in a panel of its own, with its share of the variance.
     library_id, library_key
         Libraries to draw, None for all of them; the column of ``adata.obs`` that names them.
+    table_key
+        Table of a SpatialData.
     crop_um
         (top, left, height, width) in µm: draw this part only.
     percentile
@@ -66,6 +70,7 @@ def embedding_map(
     ValueError
         Where the embedding has fewer than three columns, or fewer than four complete rows, or the number of Axes does not fit.
     """
+    adata = table_of(data, table_key)
     libraries = select_cells(adata, library_id, library_key)
     found = validate.slot(adata.obsm, "obsm", obsm_key, todo="Run `stimg.tl.embed` first, or pass `obsm_key=`.")
     embedding = np.asarray(found, dtype=np.float64)

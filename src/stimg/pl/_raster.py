@@ -8,19 +8,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stimg._core import keys, validate
+from stimg.data.tables import table_of
 from stimg.pl import _style
 from stimg.pl._geometry import Box, Cells, bounding_box, grown, same_scale
 from stimg.pl._values import Shown, Transform, select_cells, shown
 
 
 def raster(
-    adata: Any,
+    data: Any,
     *,
     color: str | Sequence[str],
     layer: str | None = None,
     transform: Transform = None,
     library_id: str | Sequence[str] | None = None,
     library_key: str = keys.LIBRARY,
+    table_key: str = "table",
     crop_um: Box | None = None,
     image: bool = False,
     image_key: str = "hires",
@@ -43,8 +45,8 @@ def raster(
 
     Parameters
     ----------
-    adata
-        Object after :func:`stimg.pp.rasterize`.
+    data
+        AnnData after :func:`stimg.pp.rasterize`, or SpatialData with such a table.
     color
         Names of genes or columns of ``adata.obs``. Categories take ``adata.uns[f"{name}_colors"]`` where it is there.
     layer
@@ -53,6 +55,8 @@ def raster(
         ``"log1p"`` draws log(1 + value) of the genes, and says so at the colour bar.
     library_id, library_key
         Libraries to draw, None for all of them; the column of ``adata.obs`` that names them.
+    table_key
+        Table of a SpatialData.
     crop_um
         (top, left, height, width) in µm: draw this part only. Row 0, column 0 has its centre at (0, 0).
     image, image_key, alpha
@@ -90,6 +94,7 @@ def raster(
     Where several observations share a lattice point (``collision="sum"``), the values of genes are added, as everywhere in stimg, and
     a column of obs shows its first observation. An image of a large raster averages colours where it has more points than the screen.
     """
+    adata = table_of(data, table_key)
     libraries = select_cells(adata, library_id, library_key)
     things = shown(adata, color, layer, transform)
     if crop_um is not None:

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stimg._core import keys, validate
+from stimg.data.tables import table_of
 from stimg.pl import _style
 from stimg.pl._geometry import Box, bounding_box
 from stimg.pl._raster import check_box
@@ -15,7 +16,7 @@ from stimg.pl._values import Shown, Transform, select_cells, shown_genes
 
 
 def reconstruction(
-    adata: Any,
+    data: Any,
     *,
     genes: str | Sequence[str],
     predicted: Any = "stimg_stmae",
@@ -26,6 +27,7 @@ def reconstruction(
     scores: str | Mapping[str, float] | None = None,
     library_id: str | None = None,
     library_key: str = keys.LIBRARY,
+    table_key: str = "table",
     crop_um: Box | None = None,
     cmap: Any = "viridis",
     vmin: float | None = None,
@@ -42,8 +44,8 @@ def reconstruction(
 
     Parameters
     ----------
-    adata
-        Object after :func:`stimg.pp.rasterize`, with the truth.
+    data
+        AnnData after :func:`stimg.pp.rasterize`, or SpatialData with such a table, with the truth.
     genes
         Names of the genes.
     predicted
@@ -59,6 +61,8 @@ def reconstruction(
         Column of ``adata.var``, or mapping from gene to number, written above the prediction as r.
     library_id, library_key
         The library; may be None where there is only one.
+    table_key
+        Table of a SpatialData.
     crop_um
         (top, left, height, width) in µm: draw this part only.
     cmap, vmin, vmax, percentile
@@ -80,6 +84,7 @@ def reconstruction(
         Where the observations of ``predicted`` are not those of ``adata``, recorded units differ, the mask is not one boolean
         for each observation, or several libraries are there and none is named.
     """
+    adata = table_of(data, table_key)
     names = [genes] if isinstance(genes, str) else list(genes)
     if not names:
         raise ValueError("genes is empty; wanted at least one gene.")

@@ -1,13 +1,15 @@
 """The training of masked autoencoders of ST images."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from stimg._core import rng as _rng
 from stimg.nn.stmae import Offsets
 
 MONITOR = "validation_loss"
@@ -26,14 +28,16 @@ class MaskedPlan(LightningModule):
     train_offsets, val_offsets
         Gene means and shares of the libraries of the training and validation loaders.
     max_epochs, steps_per_epoch
-        Length of the training, for the schedule.
+        Length of the training on one device without accumulated gradients, for the schedule.
     lr, weight_decay
         Of AdamW.
     warmup
         Part of all steps in which the learning rate rises.
     seed
-        Every epoch and every rank draw masks and dropout from this and their own number, so a training that was stopped between epochs goes
-        on as if it had not been.
+        Every batch of every epoch and rank draws masks and dropout from this and its numbers, so neither the number of workers nor a stop
+        between epochs changes a training.
+    compile
+        Whether to run the network compiled. Names of weights do not depend on it.
     """
 
     def __init__(
@@ -48,10 +52,13 @@ class MaskedPlan(LightningModule):
         weight_decay: float = 0.05,
         warmup: float = 0.1,
         seed: int = 0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.module = module
+        self._call: Callable[..., dict[str, Tensor]] = torch.compile(module.forward, dynamic=True) if compile else module.forward
         self.lr, self.weight_decay, self.warmup, self.seed = lr, weight_decay, warmup, seed
+        self.max_epochs, self.steps_per_epoch = max_epochs, steps_per_epoch
         self.total_steps = max(1, max_epochs * steps_per_epoch)
         for name, offsets in (("train", train_offsets), ("val", val_offsets or train_offsets)):
             self.register_buffer(f"{name}_mean", offsets.mean, persistent=False)
@@ -64,15 +71,15 @@ class MaskedPlan(LightningModule):
     def _offsets(self, name: str) -> Offsets:
         return Offsets(getattr(self, f"{name}_mean"), getattr(self, f"{name}_composition"))
 
-    def on_train_epoch_start(self) -> None:
-        """Seed this epoch's masks and dropout."""
-        mixed = torch.Generator().manual_seed(self.seed)
-        base = int(torch.randint(2**31, (1,), generator=mixed))
-        torch.manual_seed((base + 1_000_003 * self.current_epoch + 7919 * self.global_rank) % 2**63)
+    def setup(self, stage: str) -> None:
+        """Count the steps, of which several devices and accumulated gradients need fewer."""
+        at_once = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        self.total_steps = max(1, self.max_epochs * math.ceil(self.steps_per_epoch / at_once))
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
-        terms = self.module(batch, self._offsets("train"))
+        """Return the loss of one batch. Its masks and dropout depend on seed, epoch, batch and rank alone."""
+        torch.manual_seed(int(_rng.derive(self.seed, self.current_epoch, batch_idx, self.global_rank).integers(2**63)))
+        terms = self._call(batch, self._offsets("train"))
         self._log("train", terms, len(batch["panel"]))
         return terms["loss"]
 
@@ -83,7 +90,7 @@ class MaskedPlan(LightningModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Log the loss of one batch."""
-        self._log("validation", self.module(batch, self._offsets("val")), len(batch["panel"]))
+        self._log("validation", self._call(batch, self._offsets("val")), len(batch["panel"]))
 
     def on_validation_epoch_end(self) -> None:
         """Keep the weights of the best epoch."""
@@ -126,7 +133,7 @@ class MaskedPlan(LightningModule):
         done = min(1.0, (step - rise) / max(1, self.total_steps - rise))
         return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * done))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW and its schedule."""
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         groups = [

@@ -9,29 +9,32 @@ import pandas as pd
 
 from stimg._core import keys, provenance, validate
 from stimg.data.slots import library_rows, raster_libraries
+from stimg.data.tables import table_of
 from stimg.image.split import balanced_blocks, hold_out, near_border, square_blocks
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
 
 def spatial_blocks(
-    adata: "AnnData",
+    data: "AnnData | SpatialData",
     *,
     block_um: float | None = None,
     n_blocks: int | None = None,
     buffer_um: float = 0.0,
     library_key: str = keys.LIBRARY,
     key_added: str = keys.BLOCK,
+    table_key: str = "table",
 ) -> None:
     """Write ``obs[key_added]`` (categorical): the contiguous spatial block of each observation, named ``<library>/<number>``.
 
     Parameters
     ----------
-    adata
-        An object that `stimg.pp.rasterize` has seen.
+    data
+        An AnnData that `stimg.pp.rasterize` has seen, or a SpatialData with such a table.
     block_um
         Side of square blocks in µm; give this or ``n_blocks``.
     n_blocks
@@ -42,6 +45,8 @@ def spatial_blocks(
         Column of ``obs`` with the library.
     key_added
         Name of the column.
+    table_key
+        Table of a SpatialData; the slots are read from it and written to it.
 
     Raises
     ------
@@ -56,10 +61,15 @@ def spatial_blocks(
     (another one is nearer to their lattice point) are placed by ``obsm["spatial"]``, so that they too are in a block.
     :func:`stimg.pp.hold_out_blocks` turns some of the blocks into a test set.
     """
+    adata = table_of(data, table_key)
     if (block_um is None) == (n_blocks is None):
         raise ValueError(f"block_um={block_um} and n_blocks={n_blocks}; wanted exactly one of the two.")
     if not (np.isfinite(buffer_um) and buffer_um >= 0):
         raise ValueError(f"buffer_um={buffer_um} is not a distance; wanted zero or a positive number of µm.")
+    if block_um is not None:
+        validate.positive(block_um, "block_um", "µm")
+    if n_blocks is not None:
+        n_blocks = validate.whole(n_blocks, "n_blocks")
     centres = centres_um(adata, library_key=library_key)
     libraries = library_rows(validate.obs(adata, library_key, todo="Run `stimg.pp.rasterize` first."))
     categories: list[str] = []
@@ -101,20 +111,21 @@ def centres_um(adata: "AnnData", *, library_key: str = keys.LIBRARY) -> np.ndarr
 
 
 def hold_out_blocks(
-    adata: "AnnData",
+    data: "AnnData | SpatialData",
     *,
-    held: Sequence[str],
+    held: str | Sequence[str],
     buffer_um: float = 0.0,
     block_key: str = keys.BLOCK,
     library_key: str = keys.LIBRARY,
     key_added: str = keys.SPLIT,
+    table_key: str = "table",
 ) -> None:
     """Write ``obs[key_added]`` (categorical): ``"test"`` for the held-out blocks, ``"buffer"`` around them, ``"train"`` elsewhere.
 
     Parameters
     ----------
-    adata
-        An object that :func:`stimg.pp.spatial_blocks` has seen.
+    data
+        An AnnData that :func:`stimg.pp.spatial_blocks` has seen, or a SpatialData with such a table.
     held
         Names of the blocks to hold out.
     buffer_um
@@ -124,6 +135,8 @@ def hold_out_blocks(
         Columns of ``obs`` with the block and the library.
     key_added
         Name of the column.
+    table_key
+        Table of a SpatialData; the slots are read from it and written to it.
 
     Raises
     ------
@@ -132,12 +145,12 @@ def hold_out_blocks(
     ValueError
         For blocks that do not exist, a negative buffer, or nothing left to train on.
     """
+    adata = table_of(data, table_key)
     block = validate.obs(adata, block_key, todo="Run `stimg.pp.spatial_blocks` first.").astype(str).to_numpy()
     library = validate.obs(adata, library_key, todo="Run `stimg.pp.rasterize` first.").astype(str).to_numpy()
-    parts = hold_out(block, list(held), centres_um(adata, library_key=library_key), buffer_um, library=library)
+    held = validate.names(held)
+    parts = hold_out(block, held, centres_um(adata, library_key=library_key), buffer_um, library=library)
     codes = np.select([parts.train, parts.test], [0, 1], 2)
     adata.obs[key_added] = pd.Categorical.from_codes(codes, categories=["train", "test", "buffer"])
-    provenance.record(
-        adata, key_added, held=list(held), buffer_um=float(buffer_um), block_key=block_key, library_key=library_key, unit="µm"
-    )
+    provenance.record(adata, key_added, held=held, buffer_um=float(buffer_um), block_key=block_key, library_key=library_key, unit="µm")
     logger.info("hold_out_blocks: %d train, %d test, %d buffer", *(int(mask.sum()) for mask in parts))

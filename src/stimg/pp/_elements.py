@@ -7,18 +7,6 @@ import numpy as np
 from stimg.image.units import to_yx
 
 
-def is_spatialdata(data: Any) -> bool:
-    """Return whether ``data`` is a SpatialData object, without importing spatialdata."""
-    return hasattr(data, "tables") and hasattr(data, "shapes")
-
-
-def table_of(sdata: Any, table_key: str) -> Any:
-    """Return ``sdata.tables[table_key]``; the KeyError names the tables there are."""
-    if table_key not in sdata.tables:
-        raise KeyError(f"sdata.tables[{table_key!r}] is missing (found {sorted(sdata.tables)}). Pass `table_key=`.")
-    return sdata.tables[table_key]
-
-
 def affine_xy(element: Any, coordinate_system: str, *, what: str) -> np.ndarray:
     """Return the 3 x 3 affine from the element's own (x, y) to those of ``coordinate_system``."""
     from spatialdata.transformations import get_transformation

@@ -10,6 +10,7 @@ import pandas as pd
 
 from stimg._core import keys, provenance, validate
 from stimg.data.slots import library_rows
+from stimg.data.tables import is_spatialdata, table_of
 from stimg.image.place import Placed, place_array, place_cells, place_coordinates
 from stimg.image.spec import COLLISIONS, LATTICES
 from stimg.image.units import Metadata, to_yx
@@ -121,8 +122,8 @@ def rasterize(
     if source == "bins" and lattice == "hex":
         raise ValueError("source='bins' means a square lattice; leave out `lattice='hex'`.")
 
-    sdata = data if _elements.is_spatialdata(data) else None
-    adata = data if sdata is None else _elements.table_of(sdata, table_key)
+    sdata = data if is_spatialdata(data) else None
+    adata = table_of(data, table_key)
     if adata.n_obs == 0:
         raise ValueError("adata has 0 observations; wanted at least one. Check the reader or the filter that made this object.")
     validate.unique_names(adata.obs_names, "barcodes", todo="Make them unique, for example with `anndata.concat(..., index_unique='-')`.")

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from stimg._core import keys, panel, provenance, validate
+from stimg.data.tables import is_spatialdata
 from stimg.image.spec import RasterSpec
 from stimg.image.units import Metadata, resolve_scale, to_yx
 from stimg.pp import _elements
@@ -78,7 +79,7 @@ def rasterize_points(
     """
     validate.positive(pixel_um, "pixel_um", "µm")
     affine = np.eye(3)
-    sdata = data if _elements.is_spatialdata(data) else None
+    sdata = data if is_spatialdata(data) else None
     points = data
     if sdata is not None:
         points_key = _points_key(sdata, points_key)

@@ -1,7 +1,7 @@
 """``pp.resample``: a raster on any lattice, brought to upright square pixels of a stated size."""
 
 import logging
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,11 @@ from anndata import AnnData
 
 from stimg._core import keys, provenance, validate
 from stimg.data.slots import RasterLibrary, raster_libraries
+from stimg.data.tables import table_of
 from stimg.image.spec import RasterSpec
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 METHODS = ("nearest", "area")
@@ -29,14 +33,20 @@ class Shares(NamedTuple):
 
 
 def resample(
-    adata: AnnData, *, pixel_um: float, method: str = "nearest", layer: str | None = None, library_key: str = keys.LIBRARY
+    data: "AnnData | SpatialData",
+    *,
+    pixel_um: float,
+    method: str = "nearest",
+    layer: str | None = None,
+    library_key: str = keys.LIBRARY,
+    table_key: str = "table",
 ) -> AnnData:
     """Return a new AnnData with one observation per occupied square pixel of ``pixel_um``; counts are conserved.
 
     Parameters
     ----------
-    adata
-        Rasterised AnnData; it is left as it is.
+    data
+        Rasterised AnnData, or SpatialData with such a table; it is left as it is.
     pixel_um
         Edge of the pixels in µm. Their edges are parallel to x and y, at multiples of ``pixel_um`` from the origin of ``obsm["spatial"]``.
     method
@@ -47,6 +57,8 @@ def resample(
         Layer with the values. Default: ``X``.
     library_key
         Column of ``obs`` that names the library.
+    table_key
+        Table of a SpatialData.
 
     Returns
     -------
@@ -56,7 +68,7 @@ def resample(
     Raises
     ------
     KeyError
-        Where ``adata`` is not rasterised.
+        Where the table is missing or not rasterised.
     ValueError
         Where ``pixel_um`` or ``method`` is not valid.
 
@@ -64,9 +76,10 @@ def resample(
     -----
     Observations that are not on the raster (``collision="nearest"``) are left out.
     """
+    adata = table_of(data, table_key)
     validate.positive(pixel_um, "pixel_um", "µm")
     validate.one_of(method, METHODS, "method")
-    values = sp.csr_matrix(validate.matrix(adata, layer))
+    values = sp.csr_matrix(validate.finite_matrix(adata, layer))
     libraries = raster_libraries(adata, library_key)
     blocks, frames, centres, indices, rasters, spatial = [], [], [], [], {}, {}
     for name, library in libraries.items():

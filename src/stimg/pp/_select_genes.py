@@ -11,33 +11,36 @@ from stimg._core import hashing, keys, provenance, validate
 from stimg._core.panel import is_control
 from stimg._core.rng import RngLike, as_seed
 from stimg.data.slots import library_rows, raster_libraries
+from stimg.data.tables import table_of
 from stimg.metrics.spatial import SpatialWeights
 from stimg.pp._gene_rules import DEFAULT_N, RULES, Fit
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
 
 def select_genes(
-    adata: "AnnData",
+    data: "AnnData | SpatialData",
     *,
     rule: str = "highly_variable",
     n: int | None = None,
     layer: str | None = None,
     fit_on: str | np.ndarray | None = None,
     library_key: str = keys.LIBRARY,
-    markers: Sequence[str] | None = None,
+    markers: str | Sequence[str] | None = None,
     min_fraction: float = 0.05,
     rng: RngLike = 0,
+    table_key: str = "table",
 ) -> None:
     """Choose image channels: writes ``var["stimg_channel"]`` (bool), ``var["stimg_channel_order"]`` (int32) and their provenance.
 
     Parameters
     ----------
-    adata
-        Raw counts in ``X`` or ``layers[layer]``.
+    data
+        Raw counts in ``X`` or ``layers[layer]`` of an AnnData, or of the table of a SpatialData.
     rule
         ``"highly_variable"`` (normalised dispersion, library by library, through scanpy), ``"highly_variable_v3"`` (the same with flavour
         seurat_v3), ``"spatially_variable"`` (Moran's I per library on the raster, average rank), ``"variance"`` (of log counts), ``"detected"``
@@ -57,6 +60,8 @@ def select_genes(
         Least fraction of observations in which a gene is detected (rule ``"detected"``).
     rng
         Seed of the rule ``"uniform"``.
+    table_key
+        Table of a SpatialData; the slots are read from it and written to it.
 
     Raises
     ------
@@ -74,6 +79,7 @@ def select_genes(
     ``uns["stimg"]["channels"]`` holds the rule, its parameters, ``seen`` (a uint64 content hash of each observation the rule has read) and the
     hashes of the chosen and of the measured panel, so that a later check can tell whether test observations took part in the choice.
     """
+    adata = table_of(data, table_key)
     chosen_rule = RULES[rule]
     validate.not_empty(adata)
     validate.unique_names(adata.var_names, "gene names", todo="Run `adata.var_names_make_unique()` first.")
@@ -82,13 +88,14 @@ def select_genes(
         raise ValueError(
             f"rule={rule!r} with markers={'a list' if markers is not None else None}; wanted a list for 'panel' and 'markers', none otherwise."
         )
-    if n is not None and n < 1:
-        raise ValueError(f"n={n} is not a number of channels; wanted at least 1.")
+    if n is not None:
+        n = validate.whole(n, "n")
     if not 0 <= min_fraction <= 1:
         raise ValueError(f"min_fraction={min_fraction} is not a fraction; wanted 0 to 1.")
     control = is_control(adata.var)
     if markers is not None:
-        n = _check_markers(adata, list(markers), control, n)
+        markers = validate.names(markers)
+        n = _check_markers(adata, markers, control, n)
     rows = _rows(adata, fit_on)
     seed = as_seed(rng)
     seen = np.zeros(0, dtype=np.uint64)
@@ -103,6 +110,11 @@ def select_genes(
         counts, depth, library = None, np.zeros(0), np.zeros(0, dtype=np.int64)
     candidates = np.flatnonzero(allowed)
     wanted = n if n is not None else (1 if rule == "detected" else DEFAULT_N)
+    if not len(candidates):
+        raise ValueError(
+            f"None of the {adata.n_vars} genes can become a channel: {int(control.sum())} are control probes, and the others have no count in the "
+            f"{len(rows)} chosen observations. Check adata.var, the layer, and `fit_on`."
+        )
     if wanted > len(candidates):
         state = "detected in the chosen observations" if chosen_rule.reads else "in the object"
         raise ValueError(

@@ -11,10 +11,12 @@ import scipy.stats
 from stimg._core import keys, provenance, validate
 from stimg._core.rng import RngLike, as_seed
 from stimg.data.slots import raster_libraries
+from stimg.data.tables import table_of
 from stimg.metrics.spatial import SpatialWeights, autocorrelation
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ COLUMNS = {"moran": ("I", keys.MORAN), "geary": ("C", keys.GEARY)}
 
 
 def spatial_autocorr(
-    adata: "AnnData",
+    data: "AnnData | SpatialData",
     *,
     mode: str = "moran",
     layer: str | None = None,
@@ -32,6 +34,7 @@ def spatial_autocorr(
     diagonal: bool = False,
     transformation: bool = True,
     rng: RngLike = 0,
+    table_key: str = "table",
 ) -> None:
     """Write ``uns["moranI"]`` or ``uns["gearyC"]``, one row per gene, in the format of :func:`squidpy.gr.spatial_autocorr`.
 
@@ -39,8 +42,8 @@ def spatial_autocorr(
 
     Parameters
     ----------
-    adata
-        Values in ``X`` or ``layers[layer]``, used as they are: log-normalise counts first where that is wanted (zeros stay zeros).
+    data
+        Values in ``X`` or ``layers[layer]`` of an AnnData, or of the table of a SpatialData, used as they are: log-normalise counts first where that is wanted (zeros stay zeros).
     mode
         ``"moran"`` or ``"geary"``.
     layer
@@ -57,6 +60,8 @@ def spatial_autocorr(
         Divide each row of the weights by its sum, as squidpy does by default; False for binary weights.
     rng
         Seed of the permutations.
+    table_key
+        Table of a SpatialData; the slots are read from it and written to it.
 
     Raises
     ------
@@ -74,6 +79,7 @@ def spatial_autocorr(
     moves the rows of the weights alone, so that ``pval_sim``, ``pval_z_sim`` and ``var_sim`` differ. Observations that are not on
     the raster take no part.
     """
+    adata = table_of(data, table_key)
     validate.one_of(mode, COLUMNS, "mode")
     stat, key = COLUMNS[mode]
     validate.not_empty(adata)

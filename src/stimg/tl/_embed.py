@@ -1,10 +1,10 @@
 """Embeddings."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stimg._core import keys, provenance
-from stimg.tl._tables import table_of
+from stimg.data.tables import table_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

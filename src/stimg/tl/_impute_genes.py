@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from stimg._core import keys, provenance
-from stimg.tl._tables import is_spatialdata, table_of
+from stimg._core import keys, provenance, validate
+from stimg.data.tables import is_spatialdata, table_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,7 +25,7 @@ def impute_genes(
     data: "AnnData | SpatialData",
     *,
     model: "STMAE",
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     key_added: str | None = None,
     mode: str = "tiles",
     overlap: int | None = None,
@@ -67,6 +68,7 @@ def impute_genes(
         Where an AnnData did not measure some of the genes and ``copy`` is False.
     """
     adata = table_of(data, table_key)
+    genes = None if genes is None else validate.names(genes)
     name = type(model).__name__.lower()
     missing = [g for g in (model.genes if genes is None else genes) if g not in adata.var_names]
     if missing and not copy and not is_spatialdata(data):
@@ -105,7 +107,7 @@ def _table(adata: "AnnData", values: pd.DataFrame) -> "AnnData":
     from anndata import AnnData
 
     var = adata.var.reindex(values.columns)[[]]
-    uns = {k: adata.uns[k] for k in ("spatial", "spatialdata_attrs") if k in adata.uns}
-    uns[keys.UNS] = {keys.RASTER: adata.uns[keys.UNS][keys.RASTER]}
+    uns = {k: deepcopy(adata.uns[k]) for k in ("spatial", "spatialdata_attrs") if k in adata.uns}
+    uns[keys.UNS] = {keys.RASTER: deepcopy(adata.uns[keys.UNS][keys.RASTER])}
     obsm = {k: adata.obsm[k].copy() for k in (keys.SPATIAL, keys.RC) if k in adata.obsm}
     return AnnData(values.to_numpy(dtype=np.float32), obs=adata.obs.copy(), var=var, uns=uns, obsm=obsm)

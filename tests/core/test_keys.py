@@ -1,0 +1,143 @@
+"""Every slot that a verb writes on simulated data stands in ``SLOTS``, under the verb that wrote it."""
+
+import re
+
+import numpy as np
+import pytest
+
+import stimg
+from stimg._core import keys
+
+CONTAINERS = ("obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns")
+
+
+def slots(adata):
+    """Return the slots of ``adata``, those of ``uns["stimg"]`` one by one."""
+    found = {f'{where}["{name}"]' for where in CONTAINERS for name in getattr(adata, where).keys()}
+    return (found - {'uns["stimg"]'}) | {f'uns["stimg"]["{name}"]' for name in adata.uns.get("stimg", {})}
+
+
+def documented():
+    """Return (pattern of a slot, its writers), one pair for each name; <model> stands for any name."""
+    pairs = []
+    for slot in keys.SLOTS:
+        for name in re.findall(r'\w+\["[^"]*"\](?:\["[^"]*"\])*', slot.where):
+            pattern = re.escape(name).replace("<model>", r"\w+").replace("<table_key>", r"\w+")
+            pairs.append((re.compile(pattern), slot.writer))
+    return pairs
+
+
+def undocumented(found, writer):
+    """Return the slots of ``found`` that are not listed for ``writer``; records of parameters are one entry for all."""
+    records = {name for name in found if name.startswith('uns["stimg"]') and "raster" != re.findall(r'"([^"]*)"', name)[1]}
+    return {
+        name for name in found - records if not any(pattern.fullmatch(name) and (writer in writers) for pattern, writers in documented())
+    }
+
+
+@pytest.fixture(scope="module")
+def section():
+    adata = stimg.datasets.simulate(technology="visium", shape=(14, 14), n_genes=40, n_donors=2, image=True, mpp=4.0, rng=0)
+    assert not undocumented(slots(adata), "stimg.datasets")
+    stimg.pp.rasterize(adata)
+    return adata
+
+
+@pytest.fixture(scope="module")
+def model(section):
+    adata = section.copy()
+    stimg.model.STMAE.setup_anndata(adata)
+    model = stimg.model.STMAE(adata, n_latent=8, n_layers=1, n_decoder_layers=0, n_heads=2, crop_size=(6, 6), n_axes=4)
+    model.train(max_epochs=1, validation=None, enable_progress_bar=False, logger=False)
+    return model
+
+
+def blocks(adata):
+    stimg.pp.spatial_blocks(adata, n_blocks=4, buffer_um=150.0)
+
+
+def split(adata):
+    stimg.pp.hold_out_blocks(adata, held=[adata.obs["stimg_block"].cat.categories[0]])
+
+
+VERBS = {
+    "stimg.pp.select_genes": lambda adata: stimg.pp.select_genes(adata, rule="variance", n=10),
+    "stimg.pp.spatial_blocks": blocks,
+    "stimg.pp.hold_out_blocks": lambda adata: (stimg.pp.spatial_blocks(adata, n_blocks=4), split(adata)),
+    "stimg.pp.spatial_autocorr": lambda adata: [stimg.pp.spatial_autocorr(adata, mode=mode) for mode in ("moran", "geary")],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verbs_write_documented_slots(section, verb):
+    adata = section.copy()
+    before = slots(adata)
+    VERBS[verb](adata)
+    new = slots(adata) - before
+    if verb == "stimg.pp.hold_out_blocks":
+        new -= {'obs["stimg_block"]'}
+    assert new
+    assert not undocumented(new, verb)
+
+
+def test_rasterize_writes_documented_slots(section):
+    adata = section[section.obs["library_id"] == "D1S1"].copy()
+    del adata.obs["library_id"], adata.obsm["stimg_rc"], adata.uns["stimg"]
+    adata.uns["spatial"] = {"A": adata.uns["spatial"]["D1S1"]}
+    before = slots(adata)
+    stimg.pp.rasterize(adata)
+    new = slots(adata) - before
+    assert {'obs["library_id"]', 'obsm["stimg_rc"]', 'uns["stimg"]["raster"]', 'uns["stimg"]["rasterize"]'} == new
+    assert not undocumented(new, "stimg.pp.rasterize")
+
+
+def test_resample_writes_documented_slots(section):
+    new = slots(stimg.pp.resample(section, pixel_um=150.0))
+    copied = {name for name in slots(section) if name.startswith(("obs[", "var["))}
+    assert {'obs["n_merged"]', 'obsm["stimg_rc"]', 'uns["spatial"]'} <= new
+    assert not undocumented(new - copied | {'obs["library_id"]', 'obs["array_row"]'}, "stimg.pp.resample")
+
+
+def test_models_write_documented_slots(section, model):
+    adata = section.copy()
+    before = slots(adata)
+    stimg.tl.embed(adata, model=model)
+    embedded = slots(adata)
+    assert embedded - before == {'obsm["X_stimg_stmae"]', 'uns["stimg"]["X_stimg_stmae"]'}
+    assert not undocumented(embedded - before, "stimg.tl.embed")
+    stimg.tl.impute_genes(adata, model=model, genes=list(adata.var_names[:3]))
+    assert slots(adata) - embedded == {'layers["stimg_stmae"]', 'uns["stimg"]["stimg_stmae"]'}
+    assert not undocumented(slots(adata) - embedded, "stimg.tl.impute_genes")
+    assert np.isnan(adata.layers["stimg_stmae"][:, 3:]).all()
+
+
+@pytest.mark.parametrize("kind", ["xenium", "points", "sdata"])
+def test_new_tables_hold_documented_slots(kind):
+    if kind == "sdata":
+        table = stimg.datasets.simulate(technology="visium", shape=(8, 8), n_genes=20, rng=0, as_sdata=True).tables["table"]
+        assert not undocumented(slots(table) - {'uns["spatialdata_attrs"]'}, "stimg.datasets") - {'obs["region"]', 'obs["instance_id"]'}
+        return
+    if kind == "xenium":
+        adata = stimg.datasets.simulate(technology="xenium", shape=(10, 10), n_genes=20, rng=0)
+        assert 'obs["cell_type"]' in slots(adata)
+        assert not undocumented(slots(adata), "stimg.datasets")
+        return
+    sdata = stimg.datasets.simulate(technology="xenium", shape=(10, 10), n_genes=20, rng=0, as_sdata=True)
+    known = set(sdata.tables)
+    (points,) = sdata.points
+    stimg.pp.rasterize_points(sdata, points_key=points, pixel_um=20.0, mpp=0.5, coordinate_system="D1S1")
+    (name,) = set(sdata.tables) - known
+    new = slots(sdata.tables[name]) - {'uns["spatialdata_attrs"]'}
+    assert 'var["control"]' in new
+    assert not undocumented(new, "stimg.pp.rasterize_points")
+
+
+def test_a_slot_that_is_not_listed_is_found():
+    assert undocumented({'obs["stimg_rc"]'}, "stimg.pp.rasterize") == {'obs["stimg_rc"]'}
+    assert undocumented({'obsm["stimg_rc"]'}, "stimg.tl.embed") == {'obsm["stimg_rc"]'}
+    assert not undocumented({'obsm["X_stimg_other"]'}, "stimg.tl.embed")
+
+
+def test_names_that_models_give_are_those_listed():
+    assert any(pattern.fullmatch(f'obsm["{keys.embedding_key("stmae")}"]') for pattern, _ in documented())
+    assert any(pattern.fullmatch(f'layers["{keys.layer_key("stmae")}"]') for pattern, _ in documented())

@@ -1,0 +1,133 @@
+"""Every verb does for the table of a SpatialData what it does for an AnnData, and leaves the other table alone."""
+
+from importlib import import_module
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import stimg
+
+
+def dense(values):
+    return values.toarray() if sp.issparse(values) else np.asarray(values)
+
+
+def assert_same(a, b, path="adata"):
+    """Two objects are equal down to every array of ``obs``, ``var``, ``obsm``, ``layers`` and ``uns``."""
+    if isinstance(a, ad.AnnData):
+        assert a.shape == b.shape
+        np.testing.assert_array_equal(dense(a.X), dense(b.X))
+        for part in ("obs", "var"):
+            pd.testing.assert_frame_equal(getattr(a, part), getattr(b, part))
+        for part in ("obsm", "layers", "uns"):
+            assert_same(dict(getattr(a, part)), dict(getattr(b, part)), f"{path}.{part}")
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}[{key!r}]")
+    elif isinstance(a, pd.DataFrame):
+        pd.testing.assert_frame_equal(a, b)
+    else:
+        np.testing.assert_array_equal(dense(a), dense(b), err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def slide():
+    adata = stimg.datasets.simulate(technology="st", shape=(8, 9), n_genes=12, rng=0)
+    stimg.pp.rasterize(adata)
+    stimg.pp.spatial_blocks(adata, n_blocks=4)
+    adata.obsm["X_stimg_stmae"] = np.random.default_rng(0).normal(size=(adata.n_obs, 4)).astype(np.float32)
+    adata.layers["stimg_stmae"] = dense(adata.X) + 0.5
+    return adata
+
+
+CALLS = {
+    "pp.rasterize": lambda data, **k: stimg.pp.rasterize(data, **k),
+    "pp.resample": lambda data, **k: stimg.pp.resample(data, pixel_um=400.0, **k),
+    "pp.select_genes": lambda data, **k: stimg.pp.select_genes(data, rule="variance", n=5, **k),
+    "pp.spatial_autocorr": lambda data, **k: stimg.pp.spatial_autocorr(data, n_perms=3, **k),
+    "pp.spatial_blocks": lambda data, **k: stimg.pp.spatial_blocks(data, block_um=500.0, buffer_um=200.0, key_added="b", **k),
+    "pp.hold_out_blocks": lambda data, **k: stimg.pp.hold_out_blocks(data, held=["D1S1/1"], **k),
+    "pl.raster": lambda data, **k: stimg.pl.raster(data, color="label", **k),
+    "pl.crops": lambda data, **k: stimg.pl.crops(data, genes=gene(data), n=2, spec=stimg.image.CropSpec((3, 3)), **k),
+    "pl.reconstruction": lambda data, **k: stimg.pl.reconstruction(data, genes=gene(data), **k),
+    "pl.embedding_map": lambda data, **k: stimg.pl.embedding_map(data, **k),
+}
+OTHER = {"pp.rasterize_points", "pl.history"}
+"""Verbs that take no table: points, and the record of a training."""
+
+
+def gene(data):
+    return str((data if isinstance(data, ad.AnnData) else data.tables["cells"]).var_names[0])
+
+
+def drawn(axes):
+    """What stands on the axes: titles, labels and the values of every collection and image."""
+    return [
+        (ax.get_title(), ax.get_xlabel(), [np.ma.filled(np.ma.asarray(c.get_array(), dtype=float), np.nan) for c in ax.collections if c.get_array() is not None])
+        for ax in (axes.values() if isinstance(axes, dict) else [axes])
+    ]  # fmt: skip
+
+
+def shaped(table):
+    """A SpatialData with ``table`` annotating circles, and a second table that is nobody's business."""
+    from spatialdata import SpatialData
+    from spatialdata.models import ShapesModel, TableModel
+
+    table = table.copy()
+    table.obs["region"], table.obs["instance"] = pd.Categorical(["spots"] * table.n_obs), np.arange(table.n_obs)
+    spots = ShapesModel.parse(table.obsm["spatial"], geometry=0, radius=1.0, index=np.arange(table.n_obs))
+    parsed = TableModel.parse(table, region="spots", region_key="region", instance_key="instance")
+    return SpatialData(shapes={"spots": spots}, tables={"cells": parsed, "table": ad.AnnData(np.ones((1, 1)))})
+
+
+@pytest.mark.parametrize("verb", sorted(CALLS))
+def test_the_table_of_a_spatialdata_is_treated_as_an_anndata(slide, verb):
+    sdata = shaped(slide)
+    adata, other = sdata.tables["cells"].copy(), sdata.tables["table"].copy()
+    alone, within = CALLS[verb](adata), CALLS[verb](sdata, table_key="cells")
+    if verb == "pp.rasterize":  # where the coordinates came from is all that may differ
+        assert sdata.tables["cells"].uns["stimg"]["rasterize"].pop("coordinate_system") == "global"
+        assert adata.uns["stimg"]["rasterize"].pop("coordinate_system") == "none"
+    assert_same(adata, sdata.tables["cells"])
+    assert_same(other, sdata.tables["table"])
+    if verb == "pp.resample":
+        assert_same(alone, within)
+    elif verb.startswith("pl."):
+        np.testing.assert_equal(drawn(within), drawn(alone))
+        import matplotlib.pyplot as plt
+
+        plt.close("all")
+    else:
+        assert alone is None
+        assert within is None
+
+
+@pytest.mark.parametrize("verb", sorted(CALLS))
+def test_a_wrong_table_key_names_the_tables(slide, verb):
+    sdata = shaped(slide)
+    call = CALLS[verb]
+    with pytest.raises(KeyError, match=r"sdata\.tables\['nothing'\] is missing \(found \['cells', 'table'\]\)\. Pass `table_key=`"):
+        call(sdata, table_key="nothing")
+
+
+def test_every_verb_on_tables_is_here():
+    public = {f"{part}.{name}" for part in ("pp", "pl") for name in import_module(f"stimg.{part}").__all__}
+    assert public - OTHER == set(CALLS)
+
+
+def test_a_model_is_set_up_on_the_table(slide):
+    sdata = shaped(slide)
+    stimg.model.STMAE.setup_spatialdata(sdata, table_key="cells")
+    model = stimg.model.STMAE(sdata.tables["cells"], crop_size=(4, 4), n_latent=8, n_layers=1, n_heads=2)
+    assert model.adata is sdata.tables["cells"]
+    assert model.genes.tolist() == slide.var_names.tolist()
+    model.train(max_epochs=1, validation=None, accelerator="cpu", enable_progress_bar=False)
+    values = model.get_latent_representation()
+    stimg.tl.embed(sdata, model=model, table_key="cells")
+    np.testing.assert_array_equal(sdata.tables["cells"].obsm["X_stimg_stmae"], values)
+    with pytest.raises(KeyError, match=r"sdata\.tables\['nothing'\] is missing"):
+        stimg.model.STMAE.setup_spatialdata(sdata, table_key="nothing")
