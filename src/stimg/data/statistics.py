@@ -158,8 +158,10 @@ def principal_axes(libraries: Sequence[Library], statistics: GeneStatistics, n_a
     axes
         Orthonormal, float32 (V, k), k at most ``n_axes``; the largest entry of each is positive.
     shrinkage
-        ``1 - noise / variance`` of each axis, float32 (k,) in [0.05, 1], with the mean variance of the axes left out taken as noise: the
-        factor by which a score is multiplied to predict values it was not computed from.
+        Factor by which a score is multiplied to predict values it was not computed from, float32 (k,) in [0.02, 1]: ``1 - noise / variance``,
+        with the mean variance of the axes left out taken as noise, times ``variance / (variance + mean variance of the k axes)``, a ridge
+        penalty of one. The second factor is what leaving out whole donors asks for (``benchmarks/panel_completion.py``): minor axes carry
+        over from donor to donor less well than their variance says.
 
     Notes
     -----
@@ -196,5 +198,6 @@ def principal_axes(libraries: Sequence[Library], statistics: GeneStatistics, n_a
     variance = singular**2 / len(which)
     total = float(np.square(stacked.data).sum() - sum(b.shape[0] * (m**2).sum() for b, m in zip(blocks, means, strict=True))) / len(which)
     noise = max(total - variance.sum(), 0.0) / max(n_genes - k, 1)
-    shrinkage = np.clip(1.0 - noise / np.maximum(variance, 1e-12), 0.05, 1.0)
+    signal = 1.0 - noise / np.maximum(variance, 1e-12)
+    shrinkage = np.clip(signal * variance / np.maximum(variance + variance.mean(), 1e-12), 0.02, 1.0)
     return vt.T.astype(np.float32), shrinkage.astype(np.float32)

@@ -163,7 +163,7 @@ def _cuda() -> range:
 
 def _offsets(model: "STMAE", found: Sequence[Any]) -> Offsets:
     statistics = gene_statistics(found, len(model.genes), like=model.statistics)
-    return Offsets(torch.from_numpy(statistics.mean), torch.from_numpy(statistics.composition))
+    return Offsets(torch.from_numpy(statistics.mean), torch.from_numpy(statistics.composition), torch.from_numpy(statistics.coverage))
 
 
 def _curves(model: "STMAE") -> dict[str, dict[str, list]]:

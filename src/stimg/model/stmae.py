@@ -308,7 +308,7 @@ class STMAE(BaseModelClass):
     def _offsets(self, found: Sequence[Library], device: torch.device | None = None) -> Offsets:
         statistics = gene_statistics(found, len(self.genes), like=self._need_trained())
         device = device or self.device
-        return Offsets(torch.from_numpy(statistics.mean).to(device), torch.from_numpy(statistics.composition).to(device))
+        return Offsets(*(torch.from_numpy(a).to(device) for a in (statistics.mean, statistics.composition, statistics.coverage)))
 
     def _windows(
         self, adata: "AnnData | None", mode: str, overlap: int | None, batch_size: int, hidden: Sequence[str] = ()

@@ -63,13 +63,15 @@ class MaskedPlan(LightningModule):
         for name, offsets in (("train", train_offsets), ("val", val_offsets or train_offsets)):
             self.register_buffer(f"{name}_mean", offsets.mean, persistent=False)
             self.register_buffer(f"{name}_composition", offsets.composition, persistent=False)
+            coverage = torch.ones(len(offsets.mean)) if offsets.coverage is None else offsets.coverage
+            self.register_buffer(f"{name}_coverage", coverage, persistent=False)
         self.best: dict[str, Tensor] | None = None
         self.best_loss, self.best_epoch = math.inf, -1
         self.n_obs_training, self.n_obs_validation = 0, 0
         self._state: Tensor | None = None
 
     def _offsets(self, name: str) -> Offsets:
-        return Offsets(getattr(self, f"{name}_mean"), getattr(self, f"{name}_composition"))
+        return Offsets(*(getattr(self, f"{name}_{part}") for part in ("mean", "composition", "coverage")))
 
     def setup(self, stage: str) -> None:
         """Count the steps, of which several devices and accumulated gradients need fewer."""
