@@ -5,7 +5,7 @@ MLP, a random 20 % of the spots for training and the other 80 % for testing, acc
 contiguous blocks: each section is cut into ten rectangles, two (20 %) train the probe, the others except a margin of 1.5 pitches test it;
 (c) one section trains, the other tests. HER2ST (pathologist labels of B1, C1, D1, E1): leave one donor out, macro-F1 and accuracy.
 
-Features: log1p counts per 10,000 of 512 highly variable genes; 50 principal components of 2,000; the same averaged over the neighbours within
+Features: log1p counts per 10,000 of 512 highly variable genes; 50 principal components of 1,000; the same averaged over the neighbours within
 2.5 pitches; row and column alone (no gene); STMAE. Nobody sees a label before the probe. Unsupervised features are fitted on all spots of the
 section for (a) and (b), as is usual for them and as the paper does; for (c) and HER2ST on the training sections alone. Chance: always the
 commonest training label. Five seeds; mean and standard deviation over seeds (and, for donors, the mean over donors).
@@ -65,7 +65,7 @@ def smooth(adata: ad.AnnData, x: np.ndarray, radius: float = 2.5) -> np.ndarray:
 
 def features(fit: ad.AnnData, adata: ad.AnnData, options: dict, training: dict, seed: int, epochs: int | None) -> dict[str, np.ndarray]:
     """Return the features of ``adata`` from what was fitted on ``fit``."""
-    stimg.pp.select_genes(fit, rule="highly_variable", n=2000)
+    stimg.pp.select_genes(fit, rule="highly_variable", n=1000)
     ranked = fit.var_names[fit.var["stimg_channel"]][np.argsort(fit.var.loc[fit.var["stimg_channel"], "stimg_channel_order"])].tolist()
     raw_fit, raw = log_values(fit, ranked), log_values(adata, ranked)
 
@@ -133,9 +133,27 @@ def main() -> None:
             train, test = split(seed)
             for name, values in {"chance": None, **x}.items():
                 found = chance(y, train, test) if values is None else probe(values, y, train, test, seed)
-                rows.append({"task": task, "unit": unit, "features": name, "seed": seed + 100 * model_seed, "accuracy": found[0], "ari": found[1], "f1": found[2]})
+                rows.append(
+                    {
+                        "task": task,
+                        "unit": unit,
+                        "features": name,
+                        "seed": seed + 100 * model_seed,
+                        "accuracy": found[0],
+                        "ari": found[1],
+                        "f1": found[2],
+                    }
+                )
         done = [r for r in rows if r["task"] == task and r["unit"] == unit]
-        print(task, unit, {n: round(float(np.mean([r["accuracy"] for r in done if r["features"] == n])), 3) for n in dict.fromkeys(r["features"] for r in done)}, flush=True)
+        print(
+            task,
+            unit,
+            {
+                n: round(float(np.mean([r["accuracy"] for r in done if r["features"] == n])), 3)
+                for n in dict.fromkeys(r["features"] for r in done)
+            },
+            flush=True,
+        )
 
     if "dlpfc" in args.only:
         sections = {}

@@ -60,11 +60,11 @@ def test_attributes_that_scvi_tools_reads(module, make_library):
     assert found.n_obs == found.n_train + found.n_val
     assert set(found.val_idx) == set(found.val_dataset.reader.libraries[0].rows)
     alone = CropDataModule([make_library()], crop=CropSpec((4, 4)))
-    assert alone.val_dataloader() is None
+    assert alone.val_dataloader() == []
     assert (alone.n_val, len(alone.val_idx)) == (0, 0)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches", "ignore:.*treespec")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches")
 def test_lightning_moves_the_epoch_of_training_and_not_of_validation(module):
     _, plan = fit(module(), 3, enable_checkpointing=False)
     first, second = (torch.cat(plan.seen[e]) for e in (0, 1))
@@ -74,9 +74,17 @@ def test_lightning_moves_the_epoch_of_training_and_not_of_validation(module):
         assert all(torch.equal(a, b) and torch.equal(p, q) for (a, p), (b, q) in zip(plan.checked[0], plan.checked[e], strict=True))
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers", "ignore:.*number of training batches", "ignore:.*treespec", "ignore:Checkpoint directory"
-)
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches", "ignore:Total length of `list`")
+def test_a_plan_that_validates_trains_without_validation_libraries(make_library):
+    """A loader of None would be an error or a warning of Lightning, an empty list means that nothing is validated."""
+    alone = CropDataModule([make_library()], crop=CropSpec((4, 4)), n_channels=5, batch_size=4)
+    trainer, plan = fit(alone, 2, enable_checkpointing=False)
+    assert sorted(plan.seen) == [0, 1]
+    assert plan.checked == {}
+    assert not trainer.num_val_batches or sum(trainer.num_val_batches) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches", "ignore:Checkpoint directory")
 def test_training_goes_on_where_the_checkpoint_stopped(module, tmp_path):
     _, whole = fit(module(), 4, enable_checkpointing=False)
     trainer, _ = fit(module(), 2, default_root_dir=tmp_path)

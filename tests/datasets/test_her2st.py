@@ -89,3 +89,21 @@ def test_reduced_and_full_image_show_the_same_tissue(mirror):
 def test_unknown_sections_are_refused():
     with pytest.raises(ValueError, match=r"HER2ST section \['C6'\] is not registered; wanted one or more of \['B1'"):
         datasets.her2st("C6")
+
+
+def test_sections_as_spatialdata_are_rasterised_as_their_table_is(mirror):
+    import stimg
+
+    names = ["B1", "C2"]
+    adata, sdata = datasets.her2st(names), datasets.her2st(names, as_sdata=True)
+    stimg.pp.rasterize(adata, pitch_um=200.0)
+    stimg.pp.rasterize(sdata, pitch_um=200.0)
+    table = sdata.tables["table"]
+    assert table.uns["stimg"]["rasterize"]["coordinate_system"] == {"B1": "B1", "C2": "C2"}
+    np.testing.assert_array_equal(table.obsm["stimg_rc"], adata.obsm["stimg_rc"])
+    for name in names:
+        ours, theirs = (data.uns["stimg"]["raster"][name] for data in (table, adata))
+        assert ours["mpp"] == pytest.approx(theirs["mpp"])
+        np.testing.assert_allclose(ours["affine"], theirs["affine"], atol=1e-6)
+    with pytest.raises(KeyError, match=r"sdata.shapes\['C2_spots'\] has no transformation to 'B1_um'"):
+        stimg.pp.rasterize(sdata, coordinate_system="B1_um")

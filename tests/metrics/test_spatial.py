@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -227,6 +230,24 @@ def test_calibrated_without_structure():
         assert 0.02 < (p < 0.05).mean() < 0.09
     assert 0.02 < (got.pval_sim <= 0.025).mean() < 0.09
     np.testing.assert_allclose(got.pval_norm, 2 * autocorrelation(x, weights).pval_norm)
+
+
+@pytest.mark.parametrize("torch_first", [True, False])
+def test_the_number_of_threads_of_torch_stays(torch_first):
+    """Numba would otherwise set it for torch too, which makes small networks many times slower on a busy machine."""
+    code = f"""
+import numpy as np, scipy.sparse as sp
+if {torch_first}:
+    import torch
+    torch.set_num_threads(1)
+from stimg.metrics import morans_i
+morans_i(sp.csr_matrix(np.arange(12.0).reshape(4, 3)), np.array([[0, 1], [1, 2], [2, 3]]))
+import torch
+print(torch.get_num_threads())
+"""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
+    assert out.split() == ["1"]
 
 
 @pytest.mark.parametrize(

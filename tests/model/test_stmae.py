@@ -28,7 +28,7 @@ def loaded(trained, tmp_path):
         ("visium", {"centre": False}),
         ("visium", {"sparse_above": 10}),
         ("visium", {"sparse_above": 10, "likelihood": "nb", "mask_scope": "cell"}),
-        ("visium", {"sparse_above": 10, "token": "mlp"}),
+        ("visium", {"sparse_above": 10, "token": "mlp", "centre": False}),
         ("visium", {"rule": "weighted", "n_channels": 12}),
         ("visium", {"smooth_weight": 0.1}),
         ("visium", {"n_layers": 2, "n_decoder_layers": 0}),

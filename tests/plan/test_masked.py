@@ -94,6 +94,7 @@ def test_the_best_weights_are_copies():
     assert (best.weight.sum() + best.bias.sum() - 4.5).square().item() == pytest.approx(plan.best_loss)
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 def test_every_step_draws_its_own_and_every_validation_the_same():
     def drawn(plan, **options):
         toy = plan.module

@@ -355,7 +355,8 @@ def test_indices_of_any_type(dtype):
 def test_views_become_copies_and_parents_stay():
     adata = square()
     view = adata[5:]
-    pp.rasterize(view, pitch_um=200.0)
+    with pytest.warns(ad.ImplicitModificationWarning, match="of view"):
+        pp.rasterize(view, pitch_um=200.0)
     assert "stimg" in view.uns
     assert "stimg" not in adata.uns
     assert "stimg_rc" not in adata.obsm

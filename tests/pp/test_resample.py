@@ -111,10 +111,8 @@ def test_result_is_a_rasterised_object():
 def test_square_to_its_own_pixels_changes_nothing():
     rng = np.random.default_rng(1)
     row, col = np.divmod(rng.permutation(64), 8)
-    adata = ad.AnnData(
-        sp.csr_matrix(rng.poisson(1, (64, 4)).astype(np.float32)), obs=pd.DataFrame({"array_row": row, "array_col": col, "library_id": "A"})
-    )
-    adata.obs_names = adata.obs_names.astype(str)
+    obs = pd.DataFrame({"array_row": row, "array_col": col, "library_id": "A"}, index=[str(i) for i in range(64)])
+    adata = ad.AnnData(sp.csr_matrix(rng.poisson(1, (64, 4)).astype(np.float32)), obs=obs)
     adata.obsm["spatial"] = (np.stack([col, row], axis=1) + 0.5) * 16.0
     pp.rasterize(adata, pitch_um=8.0)
     for method in ("nearest", "area"):

@@ -117,9 +117,9 @@ class CropDataModule(LightningDataModule):
         """Return the loader of training crops; ``loader.sampler.set_epoch`` chooses the epoch (Lightning calls it)."""
         return self._loader(self.train_dataset, fixed=False)
 
-    def val_dataloader(self) -> DataLoader | None:
-        """Return the loader of validation crops, the same every time; None without validation libraries."""
-        return None if self.val_dataset is None else self._loader(self.val_dataset, fixed=True)
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Return the loader of validation crops, the same every time; an empty list, as Lightning has it, without validation libraries."""
+        return [] if self.val_dataset is None else self._loader(self.val_dataset, fixed=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch whose crops were last read, and the seed that goes with it."""

@@ -83,6 +83,7 @@ def simulate(
         Seed. The result depends on it and on the arguments alone.
     as_sdata
         Return SpatialData: images ``"<library>_full_image"``, shapes ``"<library>"``, points ``"<library>_transcripts"``, table ``"table"``.
+        Every library has a coordinate system of its name, in full-resolution pixels.
     return_truth
         Return also the :class:`Truth`.
 

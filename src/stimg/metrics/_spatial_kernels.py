@@ -1,10 +1,31 @@
 """Compiled loops of the spatial autocorrelation: one pass over the stored values, spot by spot, for all genes at once."""
 
+import functools
+import threading
+
 import numba
 import numpy as np
 
 CHUNKS = 16
 """Parts into which the spots are cut. Fixed, so that sums do not depend on the number of threads."""
+
+
+@numba.njit(parallel=True, cache=True, nogil=True)
+def _nothing(out: np.ndarray) -> None:
+    for i in numba.prange(len(out)):
+        out[i] = 0
+
+
+@functools.cache
+def start_threads() -> None:
+    """Have numba start its threads, once, without touching the caller's OpenMP settings.
+
+    Numba sets OpenMP's number of threads for the thread that makes the first parallel call, which is also that of torch: after it, torch
+    would ignore ``OMP_NUM_THREADS`` and ``torch.set_num_threads``. So that call is made from a thread that ends at once.
+    """
+    starter = threading.Thread(target=_nothing, args=(np.empty(2),))
+    starter.start()
+    starter.join()
 
 
 @numba.njit(parallel=True, cache=True, nogil=True)

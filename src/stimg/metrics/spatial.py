@@ -73,6 +73,7 @@ class _Scorer:
     def _sums(self, row_of: np.ndarray) -> np.ndarray:
         w, x = self.weights, self.values
         power = 1 if self.mode == "moran" else 2
+        kernels.start_threads()
         return kernels.sums(x.indptr, x.indices, x.data, row_of, w.first, w.partner, w.weight, w.degree, self.n_vars, power)
 
     def _centred(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -112,6 +113,7 @@ class _Scorer:
         fourth, squares = np.zeros(self.n_vars), self.squares.copy()
         if sp.issparse(self.values):
             x = self.values
+            kernels.start_threads()
             fourth = kernels.fourth_moment(x.indptr, x.indices, x.data, self.weights.rows, self.mean)
         for genes, z in self._centred():
             fourth[genes], squares[genes] = (z**4).sum(axis=0), (z**2).sum(axis=0)

@@ -4,38 +4,33 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
 from scvi.train import TrainRunner
-from torch import Tensor
 
 from stimg._core import hashing, validate
 from stimg._core import progress as _progress
 from stimg._core import rng as _rng
 from stimg.data.module import CropDataModule
 from stimg.data.slots import raster_libraries
-from stimg.data.statistics import GeneStatistics, gene_statistics, principal_axes
-from stimg.model import _saving
+from stimg.data.statistics import gene_statistics, principal_axes
+from stimg.model import _inference, _record, _saving
 from stimg.model._quiet import quiet
 from stimg.model._split import split_observations
 from stimg.nn import STMAEModule
-from stimg.nn.stmae import Offsets
 from stimg.plan import EpochHistory, KeepCheckpoint, MaskedPlan, SafeCheckpointIO, StopWhenStale
-from stimg.plan.masked import MONITOR
 
 if TYPE_CHECKING:
     from stimg.model.stmae import STMAE
 
 logger = logging.getLogger(__name__)
-STATISTICS = ("pooled_mean", "pooled_composition", "spread")
 STEPS, MOST_EPOCHS = 1500, 400
 CHECKPOINT = "last.ckpt"
 _DATA = ("num_workers", "augment", "max_samples_per_epoch", "max_val_samples", "multiprocessing_context", "pin_memory")
@@ -71,12 +66,12 @@ def train(
         fraction=validation_fraction,
         rng=_rng.derive(seed, 0),
     )
-    train_libraries = model._libraries(adata, rows=split.train)
+    train_libraries = _inference.read(model, adata, rows=split.train)
     if not any(library.store.nnz for library in train_libraries):
         raise ValueError(
             f"The {int(split.train.sum())} training observations have no count of the {len(model.genes)} genes of the model. Check the layer and the genes."
         )
-    val_libraries = model._libraries(adata, rows=split.validation) if split.validation.any() else None
+    val_libraries = _inference.read(model, adata, rows=split.validation) if split.validation.any() else None
     rule, n_channels = model._rule()
     data_options = {name: kwargs.pop(name) for name in _DATA if name in kwargs}
     data = CropDataModule(
@@ -94,8 +89,8 @@ def train(
     if max_epochs is None:
         max_epochs = min(MOST_EPOCHS, math.ceil(STEPS / steps))
     validate.positive(max_epochs, "max_epochs")
-    hashes = model._hashes(adata)
-    history = EpochHistory(_curves(model))
+    hashes = _record.observation_hashes(model, adata)
+    history = EpochHistory(_record.curves(model))
     callbacks: list[Callback] = [*kwargs.pop("callbacks", []), history]
     if early_stopping and val_libraries:
         callbacks.append(StopWhenStale(patience, history))
@@ -134,8 +129,8 @@ def train(
                 _initialise(model, train_libraries)
         plan = MaskedPlan(
             model.module,
-            train_offsets=_offsets(model, train_libraries),
-            val_offsets=_offsets(model, val_libraries) if val_libraries else None,
+            train_offsets=_inference.offsets(model, train_libraries),
+            val_offsets=_inference.offsets(model, val_libraries) if val_libraries else None,
             max_epochs=max_epochs,
             steps_per_epoch=steps,
             lr=lr,
@@ -159,27 +154,6 @@ def train(
 
 def _cuda() -> range:
     return range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-
-
-def _offsets(model: "STMAE", found: Sequence[Any]) -> Offsets:
-    statistics = gene_statistics(found, len(model.genes), like=model.statistics)
-    return Offsets(torch.from_numpy(statistics.mean), torch.from_numpy(statistics.composition), torch.from_numpy(statistics.coverage))
-
-
-def _curves(model: "STMAE") -> dict[str, dict[str, list]]:
-    """Return the history as plain values."""
-    tables = model.history_ or {}
-    return {name: {"epoch": table.index.tolist(), "value": table.iloc[:, 0].astype(float).tolist()} for name, table in tables.items()}
-
-
-def _tables(curves: Mapping[str, Mapping[str, list]]) -> dict[str, pd.DataFrame]:
-    """Return the history as scvi-tools keeps it: one table for each quantity."""
-    return {
-        name: pd.DataFrame(
-            {name: np.asarray(curve["value"], dtype=np.float64)}, index=pd.Index(curve["epoch"], name="epoch", dtype=np.int64)
-        )
-        for name, curve in curves.items()
-    }
 
 
 @contextmanager
@@ -211,7 +185,7 @@ def _initialise(model: "STMAE", train_libraries: Sequence[Any]) -> None:
         parts = {"loadings": torch.from_numpy(axes.copy()), "shrinkage": torch.from_numpy(shrinkage.copy())}
     tensors = {
         name: torch.from_numpy(np.array(getattr(statistics, field)))
-        for name, field in zip(("mean", "composition", "spread"), STATISTICS, strict=True)
+        for name, field in zip(("mean", "composition", "spread"), _record.STATISTICS, strict=True)
     }
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs too
@@ -222,33 +196,9 @@ def _keep(model: "STMAE", plan: MaskedPlan, data: CropDataModule, history: Epoch
     """Put the best weights back, and remember what was seen."""
     if plan.best is not None:
         model.module.load_state_dict(plan.best)
-    model.history_ = _tables(history.curves)
+    model.history_ = _record.tables(history.curves)
     model.seen = np.union1d(model.seen, hashes[hashes != 0])
     model.best_epoch_ = history.first + plan.best_epoch if plan.best_epoch >= 0 else -1
     model.is_trained_ = True
     model.module.eval()
     model.train_indices_, model.validation_indices_, model.test_indices_ = data.train_idx, data.val_idx, np.empty(0, dtype=np.int64)
-
-
-def fit_record(model: "STMAE") -> dict[str, Any]:
-    """Return what ``model.json`` says of the training."""
-    return {"n_seen": len(model.seen), "best_epoch": getattr(model, "best_epoch_", -1), "monitor": MONITOR}
-
-
-def restore(model: "STMAE", tensors: Mapping[str, Tensor], record: Mapping[str, Any], path: Path) -> None:
-    """Fill a new model with what was saved."""
-    state = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
-    try:
-        model.module.load_state_dict(state)
-    except RuntimeError as err:
-        raise ValueError(
-            f"{path}: the weights do not fit the options saved beside them ({str(err).splitlines()[-1].strip()}). Save the model again."
-        ) from err
-    found = {n: tensors[f"statistics.{n}"].numpy() for n in STATISTICS}
-    empty = np.zeros((0, len(model.genes)), dtype=np.float32)
-    model.statistics = GeneStatistics(empty, empty, **found)
-    model.seen = tensors["seen"].numpy().view(np.uint64)
-    model.history_ = _tables(record["history"])
-    model.best_epoch_ = int(record["fit"]["best_epoch"])
-    model.is_trained_ = True
-    model.module.eval()

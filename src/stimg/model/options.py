@@ -34,11 +34,11 @@ class STMAEOptions:
     n_layers, n_decoder_layers, n_heads, n_hidden, dropout
         Of the transformers; ``n_hidden`` None is twice ``n_latent``. The paper's code has 6 and 2 layers of width 256.
     token
-        ``"linear"`` or ``"mlp"``, see :class:`stimg.nn.GeneTokens`.
+        ``"linear"`` or ``"mlp"``, see :class:`stimg.nn.GeneTokens`; ``"mlp"`` goes with ``centre=False``.
     likelihood
         ``"mse"`` on log values, ``"poisson"`` or ``"nb"`` on counts.
     centre
-        Whether values are read and predicted relative to each library's gene means, which takes library-wide offsets out.
+        Whether values are read and predicted relative to each library's gene means, which takes library-wide offsets out. Only with linear tokens.
     smooth_weight
         Weight of the spatial regulariser; the paper's is 0.001.
     init
@@ -98,6 +98,11 @@ class STMAEOptions:
             raise ValueError(
                 f"n_latent={self.n_latent} is not a multiple of n_heads={self.n_heads}. "
                 f"Take n_latent={max(1, self.n_latent // self.n_heads) * self.n_heads} or n_latent={(self.n_latent // self.n_heads + 1) * self.n_heads}, or another n_heads."
+            )
+        if self.centre and self.token != "linear":
+            raise ValueError(
+                f"token={self.token!r} is not linear, so its values cannot be centred, but centre={self.centre!r}. "
+                "Pass `centre=False`, or token='linear'."
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} is not in [0, 1).")

@@ -2,13 +2,12 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
@@ -18,17 +17,13 @@ from scvi.model.base import BaseModelClass
 from stimg._core import hashing, keys, validate
 from stimg._core import rng as _rng
 from stimg._core.panel import is_control
-from stimg.data.inference import InferenceDataset
-from stimg.data.library import Library, libraries
 from stimg.data.slots import raster_libraries
-from stimg.data.statistics import GeneStatistics, gene_statistics
+from stimg.data.statistics import GeneStatistics
 from stimg.data.tables import table_of
-from stimg.image.blend import Blend, taper
 from stimg.image.spec import CropSpec, RasterSpec
-from stimg.model import _saving, _training
+from stimg.model import _inference, _record, _saving, _training
 from stimg.model.options import STMAEOptions
 from stimg.nn import MaskSpec, ReleasedMAE, STMAEModule
-from stimg.nn.stmae import Offsets
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -204,7 +199,7 @@ class STMAE(BaseModelClass):
                 n_hidden=o.n_hidden,
                 token=o.token,
                 likelihood=o.likelihood,
-                centre=o.centre and o.token == "linear",
+                centre=o.centre,
                 smooth_weight=o.smooth_weight,
                 sparse_above=o.sparse_above,
                 **sizes,
@@ -287,66 +282,6 @@ class STMAE(BaseModelClass):
             **trainer_kwargs,
         )
 
-    def _libraries(self, adata: "AnnData", rows: np.ndarray | None = None, hidden: Sequence[str] = ()) -> list[Library]:
-        """Return the libraries of ``adata`` as this model reads them, without the genes ``hidden``."""
-        if len(hidden):
-            adata = adata[:, ~adata.var_names.isin(list(hidden))]
-        for name, raster in raster_libraries(adata, library_key=self._library_key).items():
-            spec = raster.spec
-            if not any(k["lattice"] == spec.lattice and abs(spec.pitch_um / k["pitch_um"] - 1) <= PITCH_TOLERANCE for k in self.rasters):
-                raise ValueError(
-                    f"library {name!r} lies on a {spec.lattice} lattice with a pitch of {spec.pitch_um:g} µm; the model knows {self.rasters}. "
-                    "Resample it (`stimg.pp.resample`), check its scale, or train a model on such data."
-                )
-        return libraries(adata, vocabulary=self.genes, layer=self._layer, library_key=self._library_key, rows=rows)
-
-    def _need_trained(self) -> GeneStatistics:
-        if not self.is_trained_ or self.statistics is None:
-            raise RuntimeError("The model is not trained. Run `model.train()` first.")
-        return self.statistics
-
-    def _offsets(self, found: Sequence[Library], device: torch.device | None = None) -> Offsets:
-        statistics = gene_statistics(found, len(self.genes), like=self._need_trained())
-        device = device or self.device
-        return Offsets(*(torch.from_numpy(a).to(device) for a in (statistics.mean, statistics.composition, statistics.coverage)))
-
-    def _windows(
-        self, adata: "AnnData | None", mode: str, overlap: int | None, batch_size: int, hidden: Sequence[str] = ()
-    ) -> tuple[InferenceDataset, Offsets, Iterator[dict[str, torch.Tensor]]]:
-        self._need_trained()
-        adata = self.adata if adata is None else adata
-        validate.not_empty(adata)
-        found = self._libraries(adata, hidden=hidden)
-        rule, n_channels = ("variance", self._rule()[1]) if self.options.variant == "released" else ("all", None)
-        step = min(self.crop.size) // 2 if overlap is None else overlap
-        dataset = InferenceDataset(
-            found, self.crop.size, mode=mode, overlap=step if mode == "tiles" else 0, rule=rule, n_channels=n_channels
-        )
-
-        def batches() -> Iterator[dict[str, torch.Tensor]]:
-            for start in range(0, len(dataset), batch_size):
-                batch = dataset.__getitems__(range(start, min(start + batch_size, len(dataset))))
-                yield {k: v.to(self.device) for k, v in batch.items()}  # type: ignore[attr-defined]
-
-        return dataset, self._offsets(found), batches()
-
-    @torch.inference_mode()
-    def _read_out(
-        self, adata: "AnnData | None", dim: int, mode: str, overlap: int | None, batch_size: int, what: Any, hidden: Sequence[str] = ()
-    ) -> np.ndarray:
-        """Return what ``what(batch, offsets)`` says of every pixel, blended over windows, float32 (n_obs, dim); NaN for observations off the raster."""
-        batch_size = validate.whole(batch_size, "batch_size")
-        validate.not_empty(self.adata if adata is None else adata)
-        n_obs = (self.adata if adata is None else adata).n_obs
-        blend, weight = Blend(n_obs, dim), taper(self.crop.size, "centre" if mode == "centred" else "triangle")
-        self.module.eval()
-        dataset, offsets, batches = self._windows(adata, mode, overlap, batch_size, hidden)
-        for batch in batches:
-            blend.add(batch["obs"].cpu().numpy(), what(batch, offsets).float().cpu().numpy(), weight)
-        out = np.full((n_obs, dim), np.nan, dtype=np.float32)
-        out[dataset.rows] = blend.result(dataset.rows, at=dataset.at)
-        return out
-
     def get_latent_representation(
         self, adata: "AnnData | None" = None, *, mode: str = "tiles", overlap: int | None = None, batch_size: int = 32
     ) -> np.ndarray:
@@ -364,26 +299,7 @@ class STMAE(BaseModelClass):
         batch_size
             Windows at a time.
         """
-        return self._read_out(adata, self.options.n_latent, mode, overlap, batch_size, self.module.embed)
-
-    def _predict(
-        self, adata: "AnnData | None", genes: Sequence[str], hidden: Sequence[str], mode: str, overlap: int | None, batch_size: int
-    ) -> pd.DataFrame:
-        if not isinstance(self.module, STMAEModule):
-            raise ValueError(
-                "variant='released' has a positional output, so its values belong to no gene; wanted variant='intended' for predictions."
-            )
-        module, names = self.module, validate.names(genes)
-        validate.unique_names(pd.Index(names), "genes asked for", todo="Name each gene once.")
-        index = torch.from_numpy(
-            validate.genes(
-                names, self.genes, what="genes asked for", todo="The model predicts genes of its vocabulary alone (`model.genes`)."
-            )
-        ).to(self.device)
-        values = self._read_out(
-            adata, len(names), mode, overlap, batch_size, lambda batch, offsets: module.reconstruct(batch, offsets, index), hidden
-        )
-        return pd.DataFrame(values, index=(self.adata if adata is None else adata).obs_names, columns=names)
+        return _inference.read_out(self, adata, self.options.n_latent, self.module.embed, mode=mode, overlap=overlap, batch_size=batch_size)
 
     def get_reconstruction(
         self,
@@ -395,7 +311,8 @@ class STMAE(BaseModelClass):
         batch_size: int = 32,
     ) -> pd.DataFrame:
         """Return predicted log1p counts per 10,000 with every measured gene visible, (n_obs, genes); ``genes`` None: the whole vocabulary."""
-        return self._predict(adata, self.genes if genes is None else genes, (), mode, overlap, batch_size)
+        wanted = self.genes if genes is None else genes
+        return _inference.predict(self, adata, wanted, mode=mode, overlap=overlap, batch_size=batch_size)
 
     def impute_genes(
         self,
@@ -411,16 +328,8 @@ class STMAE(BaseModelClass):
         ``genes`` are taken out of ``adata`` before anything is read, library sizes included, whether it measured them or not. None: the genes
         of the vocabulary that ``adata`` did not measure.
         """
-        names = (self.adata if adata is None else adata).var_names
-        wanted = self.genes[~self.genes.isin(names)] if genes is None else pd.Index(validate.names(genes))
-        if not len(wanted):
-            raise ValueError(f"adata measured all {len(self.genes)} genes of the vocabulary; pass `genes` with those to hide and predict.")
-        shared = names[names.isin(self.genes)]
-        if len(shared) and shared.isin(wanted).all():
-            raise ValueError(
-                f"genes names all {len(shared)} genes that adata shares with the model, so nothing is left to predict them from. Leave some out."
-            )
-        return self._predict(adata, wanted, wanted, mode, overlap, batch_size)
+        wanted = _inference.hidden_genes(self, adata, genes)
+        return _inference.predict(self, adata, wanted, hidden=wanted, mode=mode, overlap=overlap, batch_size=batch_size)
 
     def save(self, dir_path: str | Path, overwrite: bool = False) -> None:  # type: ignore[override]
         """Write ``model.safetensors`` and ``model.json`` into ``dir_path``, whole or not at all.
@@ -428,27 +337,10 @@ class STMAE(BaseModelClass):
         Saved are weights, vocabulary, options, lattice and pitch, gene statistics, hashes of the training observations, and the history. The
         data are not saved. Under distributed training every rank may call it; the first one writes.
         """
-        statistics = self._need_trained()
+        _inference.need_trained(self)
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
             return
-        tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
-        tensors |= {f"statistics.{n}": torch.from_numpy(np.ascontiguousarray(getattr(statistics, n))) for n in _training.STATISTICS}
-        tensors["seen"] = torch.from_numpy(self.seen.view(np.int64))
-        import stimg
-
-        record = {
-            "class": type(self).__name__,
-            "version": stimg.__version__,
-            "options": self.options.to_dict(),
-            "crop": list(self.crop.size),
-            "genes": self.genes.tolist(),
-            "genes_hash": hashing.of_strings(self.genes),
-            "rasters": self.rasters,
-            "setup": {"layer": self._layer, "library_key": self._library_key},
-            "registry": self.registry_,
-            "history": _training._curves(self),
-            "fit": _training.fit_record(self),
-        }
+        tensors, record = _record.contents(self)
         _saving.write(Path(dir_path), tensors, record, overwrite=overwrite)
         logger.info("Saved %d genes, %d weights to %s", len(self.genes), sum(p.numel() for p in self.module.parameters()), dir_path)
 
@@ -466,11 +358,11 @@ class STMAE(BaseModelClass):
         model.crop = CropSpec((int(record["crop"][0]), int(record["crop"][1])), model.options.min_occupied, model.options.coverage)
         model.rasters = record["rasters"]
         model.module = model._make_module()
-        _training.restore(model, tensors, record, Path(dir_path))
+        _record.restore(model, tensors, record, Path(dir_path))
         model.to_device(torch.device(device))
         if adata is not None:
             cls.setup_anndata(adata, **record["setup"])
-            model._libraries(adata)
+            _inference.read(model, adata)
             model._adata = adata
             model._adata_manager = model._get_most_recent_anndata_manager(adata, required=True)
             model._register_manager_for_instance(model._adata_manager)
@@ -478,23 +370,7 @@ class STMAE(BaseModelClass):
 
     def identity(self, adata: "AnnData") -> dict[str, Any]:
         """Return what a record of a result should say of this model: class, hashes of weights and vocabulary, and how many of the rows of ``adata`` it was trained on."""
-        weights = np.concatenate([v.detach().cpu().float().numpy().ravel() for v in self.module.state_dict().values()])
-        hashes = self._hashes(adata)
-        return {
-            "model": type(self).__name__,
-            "model_hash": hashing.of_array(weights),
-            "panel_hash": hashing.of_strings(self.genes),
-            "n_shared_genes": int(self.genes.isin(adata.var_names).sum()),
-            "n_obs_seen_in_training": int(np.isin(hashes, self.seen).sum()),
-        }
-
-    def _hashes(self, adata: "AnnData") -> np.ndarray:
-        """Return one uint64 per observation that depends on its counts of the vocabulary's genes alone; 0 where there are none."""
-        at = adata.var_names.get_indexer(self.genes)
-        known = np.flatnonzero(at >= 0)
-        picked = validate.counts(adata, self._layer)[:, at[known]]
-        shape = (adata.n_obs, len(self.genes))
-        return hashing.of_observations(sp.csr_matrix((picked.data, known[picked.indices], picked.indptr), shape=shape))
+        return _record.identity(self, adata)
 
     def epochs(self) -> int:
         """Return the number of epochs trained."""

@@ -35,7 +35,7 @@ def rasterize(
     collision: str = "error",
     allow_mirror: bool = False,
     table_key: str = "table",
-    coordinate_system: str = "global",
+    coordinate_system: str | None = None,
 ) -> None:
     """Write ``obsm["stimg_rc"]`` (int32, row and column of every observation) and ``uns["stimg"]["raster"]`` (a RasterSpec per library).
 
@@ -74,7 +74,8 @@ def rasterize(
     table_key
         SpatialData: the table.
     coordinate_system
-        SpatialData: the coordinate system in whose units the raster is fitted.
+        SpatialData: the coordinate system in whose units the rasters are fitted; every annotated element must have it. None chooses for each library, among
+        those that all of its elements have: ``"global"``, else the only one, else the one named after the library.
 
     Raises
     ------
@@ -128,9 +129,12 @@ def rasterize(
         raise ValueError("adata has 0 observations; wanted at least one. Check the reader or the filter that made this object.")
     validate.unique_names(adata.obs_names, "barcodes", todo="Make them unique, for example with `anndata.concat(..., index_unique='-')`.")
     column = _library_column(adata, library_key, sdata, table_key)
-    yx, unit = _coordinates(adata, sdata, table_key, coordinate_system)
-
     groups = library_rows(column)
+    systems = None
+    if sdata is not None:
+        systems = _elements.systems(sdata, adata, groups, table_key=table_key, wanted=coordinate_system)
+    yx, unit = _coordinates(adata, sdata, table_key, groups, systems)
+
     for given, name in ((pitch_um, "pitch_um"), (mpp, "mpp")):
         unknown = sorted(set(given) - set(groups)) if isinstance(given, Mapping) else []
         if unknown:
@@ -170,7 +174,7 @@ def rasterize(
         lattice=lattice,
         source=source,
         collision=collision,
-        coordinate_system=coordinate_system if sdata is not None else None,
+        coordinate_system=systems,
         mpp_source={name: p.scale.mpp_source for name, p in placed.items()},
         pitch_source={name: p.scale.pitch_source for name, p in placed.items()},
     )
@@ -212,10 +216,15 @@ def _library_column(adata: Any, library_key: str, sdata: Any, table_key: str) ->
     )
 
 
-def _coordinates(adata: Any, sdata: Any, table_key: str, coordinate_system: str) -> tuple[np.ndarray | None, np.ndarray]:
-    if sdata is not None:
-        yx, unit = _elements.centroids(sdata, adata, table_key=table_key, coordinate_system=coordinate_system)
-        validate.finite(yx, f"centroids of sdata.tables[{table_key!r}] in {coordinate_system!r}", todo="Remove empty geometries.")
+def _coordinates(
+    adata: Any, sdata: Any, table_key: str, groups: Mapping[str, np.ndarray], systems: Mapping[str, str] | None
+) -> tuple[np.ndarray | None, np.ndarray]:
+    if systems is not None:
+        names, which = sorted(set(systems.values())), np.zeros(adata.n_obs, dtype=np.intp)
+        for library, rows in groups.items():
+            which[rows] = names.index(systems[library])
+        yx, unit = _elements.centroids(sdata, adata, table_key=table_key, coordinate_system=names, which=which)
+        validate.finite(yx, f"centroids of sdata.tables[{table_key!r}]", todo="Remove empty geometries.")
         return yx, np.round(unit, 12)
     unit = np.ones(adata.n_obs)
     if keys.SPATIAL not in adata.obsm:

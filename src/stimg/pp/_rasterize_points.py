@@ -30,7 +30,7 @@ def rasterize_points(
     points_key: str | None = None,
     feature_key: str | None = None,
     min_qv: float | None = None,
-    coordinate_system: str = "global",
+    coordinate_system: str | None = None,
     library_id: str | None = None,
     new_table_key: str | None = None,
     new_shapes_key: str | None = None,
@@ -53,7 +53,8 @@ def rasterize_points(
     min_qv
         Leave out points whose column ``qv`` is below this (Xenium: 20 is customary). Default: keep all.
     coordinate_system
-        Where the bins are upright squares; the points' transformation to it, any affine, is applied first.
+        Where the bins are upright squares; the points' transformation to it, any affine, is applied first. None: ``"global"``, else the points' only
+        one, else the one named after ``library_id``.
     library_id
         Name of the library. Default: ``points_key``, or ``"points"``.
     new_table_key, new_shapes_key
@@ -84,7 +85,9 @@ def rasterize_points(
     if sdata is not None:
         points_key = _points_key(sdata, points_key)
         points = sdata.points[points_key]
-        affine = _elements.affine_xy(points, coordinate_system, what=f"sdata.points[{points_key!r}]")
+        what = f"sdata.points[{points_key!r}]"
+        coordinate_system = coordinate_system or _elements.system_of({what: points}, library_id or points_key)
+        affine = _elements.affine_xy(points, coordinate_system, what=what)
         if feature_key is None:
             feature_key = points.attrs.get("spatialdata_attrs", {}).get("feature_key")
     feature_key = feature_key or "gene"
@@ -126,7 +129,7 @@ def rasterize_points(
     )
     if sdata is None:
         return adata
-    squares = _squares(points, occupied, step, coordinate_system, affine)
+    squares = _squares(points, occupied, step, str(coordinate_system), affine)
     from spatialdata.models import TableModel
 
     adata.obs["region"] = pd.Categorical([shapes_key] * adata.n_obs)
