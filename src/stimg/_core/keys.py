@@ -56,7 +56,7 @@ SLOTS: tuple[Slot, ...] = (
     Slot(f'obs["{SPLIT}"]', "stimg.pp.hold_out_blocks", "train, test or buffer, categorical"),
     Slot('obs["n_merged"]', "stimg.pp.resample", "number of observations that contributed to the pixel"),
     Slot(
-        'obs["region"], obs["instance_id"]',
+        'obs["region"], obs["instance_id"], obs["spot_id"]',
         "stimg.pp.rasterize_points, stimg.datasets as SpatialData",
         "element and instance of SpatialData that the row annotates",
     ),
