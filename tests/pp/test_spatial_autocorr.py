@@ -51,7 +51,8 @@ def on_raster(adata: ad.AnnData, lattice: str, *, diagonal: bool) -> ad.AnnData:
 @pytest.mark.parametrize("mode", ["moran", "geary"])
 @pytest.mark.parametrize("transformation", [True, False])
 def test_agrees_with_squidpy(lattice, diagonal, mode, transformation):
-    sq = pytest.importorskip("squidpy")
+    import squidpy as sq
+
     adata = sections(lattice)
     key = {"moran": "moranI", "geary": "gearyC"}[mode]
     spatial_autocorr(adata, mode=mode, diagonal=diagonal, transformation=transformation)
@@ -67,7 +68,8 @@ def test_agrees_with_squidpy(lattice, diagonal, mode, transformation):
 
 
 def test_permutations_have_squidpys_columns_and_the_analytic_spread():
-    sq = pytest.importorskip("squidpy")
+    import squidpy as sq
+
     adata = sections(libraries=1)
     spatial_autocorr(adata, n_perms=200, rng=5)
     ours = adata.uns["moranI"].dropna()
