@@ -10,8 +10,10 @@ same genes, and the same averaged over the neighbours.
 """
 
 import argparse
+import json
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 from common import save, table
@@ -48,6 +50,31 @@ ROWS: dict[str, dict] = {
 }
 
 
+def report(rows: list[dict]) -> str:
+    """Return a table: accuracy and ARI (mean and standard deviation over probe seeds), and the accuracy minus the first model's, seed by seed."""
+    seeds = sorted({r["seed"] for r in rows})
+    sections = {r["section"] for r in rows}
+
+    def scores(name: str, split: str, what: str) -> np.ndarray:
+        own = [r for r in rows if r["row"] == name and r["split"] == split]
+        return np.array([np.mean([r[what] for r in own if r["seed"] == s]) for s in seeds])
+
+    names = list(dict.fromkeys(r["row"] for r in rows))
+    first = next((n for n in names if n in ROWS), names[0])
+    lines = []
+    for name in names:
+        cells = []
+        for split in ("random", "blocks"):
+            accuracy, ari = scores(name, split, "accuracy"), scores(name, split, "ari")
+            cells += [f"{v.mean():.3f} ± {v.std(ddof=1):.3f}" for v in (accuracy, ari)]
+            difference = accuracy - scores(first, split, "accuracy")
+            cells.append("" if name == first else f"{difference.mean():+.3f} ± {difference.std(ddof=1):.3f}")
+        seconds = sum(r["seconds"] for r in rows if r["row"] == name and r["split"] == "blocks") / len(seeds) / len(sections)
+        lines.append([name, *cells, f"{seconds:.0f}"])
+    header = ["model", "random 20 %: accuracy", "ARI", "difference", "blocks 20 %: accuracy", "ARI", "difference", "seconds"]
+    return table(header, lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=25)
@@ -56,7 +83,11 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="numbers of the rows to run, such as 0,1,9")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--name", default="ablations")
+    parser.add_argument("--report", default=None, help="a results file: print its table and train nothing")
     args = parser.parse_args()
+    if args.report:
+        print(report(json.loads(Path(args.report).read_text())["values"]))
+        return
     if args.quick:
         args.epochs, args.seeds, args.sections = 2, 2, "151673"
     warnings.filterwarnings("ignore", module="lightning")
@@ -99,16 +130,7 @@ def main() -> None:
             batch = max(1, round(8 * 256 / (model.crop.size[0] * model.crop.size[1])))
             model.train(args.epochs, validation=None, batch_size=batch, enable_progress_bar=False)
             score(name, section, adata, model.get_latent_representation(), y, time.perf_counter() - start)
-    summary = []
-    for name in dict.fromkeys(r["row"] for r in rows):
-        own = [r for r in rows if r["row"] == name]
-        cells = []
-        for split in ("random", "blocks"):
-            for what in ("accuracy", "ari"):
-                per_seed = [np.mean([r[what] for r in own if r["split"] == split and r["seed"] == s]) for s in range(args.seeds)]
-                cells.append(f"{np.mean(per_seed):.3f} ± {np.std(per_seed, ddof=1):.3f}")
-        summary.append([name, *cells, f"{np.mean([r['seconds'] for r in own]):.0f}"])
-    print(table(["model", "random 20 %: accuracy", "ARI", "blocks 20 %: accuracy", "ARI", "seconds"], summary))
+    print(report(rows))
     print("written to", save(args.name, {"script": "benchmarks/ablations.py", "arguments": vars(args)}, rows))
 
 

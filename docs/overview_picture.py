@@ -29,7 +29,7 @@ def main() -> None:
     stimg.pl.embedding_map(adata, obsm_key="X_stimg_stmae", ax=whole[2])
     stimg.pl.raster(adata, color="label", ax=whole[3])
     for axes in small:
-        axes.set_title("")
+        axes.set_title("", loc="right")
     for axes, title in zip(
         whole,
         ["MBP: one channel of the image", "three channels, three crops", "STMAE embedding (no label used)", "expert layers"],
