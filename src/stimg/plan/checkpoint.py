@@ -34,7 +34,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         with files.replacing(os.fspath(path), overwrite=True) as temporary:
             buffer = io.BytesIO()  # torch hides the reason where it cannot write
             torch.save({**checkpoint, RECORD: self.record}, buffer)
-            temporary.write_bytes(buffer.getbuffer())
+            temporary.write_bytes(buffer.getvalue())
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         """Return the checkpoint at ``path``; a damaged file, or that of another training, is a ValueError that says so."""
