@@ -13,7 +13,7 @@ CONTAINERS = ("obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns")
 
 def slots(adata):
     """Return the slots of ``adata``, those of ``uns["stimg"]`` one by one."""
-    found = {f'{where}["{name}"]' for where in CONTAINERS for name in getattr(adata, where).keys()}
+    found = {f'{where}["{name}"]' for where in CONTAINERS for name in getattr(adata, where).keys() if name is not None}
     return (found - {'uns["stimg"]'}) | {f'uns["stimg"]["{name}"]' for name in adata.uns.get("stimg", {})}
 
 

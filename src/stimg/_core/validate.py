@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 
 def _names(mapping: Iterable[Any], limit: int = 12) -> str:
-    names = [str(n) for n in mapping]
+    names = [str(n) for n in mapping if n is not None]  # anndata from 0.13 on lists X as the layer None
     return "[" + ", ".join(repr(n) for n in names[:limit]) + (", ..." if len(names) > limit else "") + "]"
 
 
