@@ -18,8 +18,6 @@ MODULES = {
     "data": "Data: batches of crops",
     "nn": "Networks",
     "plan": "Training plans",
-    "zoo": "Model cards",
-    "bench": "Benchmarks",
 }
 """Public subpackages in the order of the API page."""
 NOTEBOOKS = (".ipynb", ".md")

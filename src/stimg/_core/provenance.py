@@ -30,11 +30,3 @@ def record(adata: Any, key: str, **fields: Any) -> None:
 
     space = adata.uns.setdefault(keys.UNS, {})
     space[key] = {"version": stimg.__version__, **{name: plain(value) for name, value in fields.items()}}
-
-
-def read(adata: Any, key: str, *, writer: str) -> dict[str, Any]:
-    """Return ``adata.uns["stimg"][key]``; the KeyError names the verb that writes it."""
-    space = adata.uns.get(keys.UNS, {})
-    if key not in space:
-        raise KeyError(f"adata.uns['{keys.UNS}']['{key}'] is missing (found {sorted(space)}). Run `{writer}` first.")
-    return dict(space[key])
