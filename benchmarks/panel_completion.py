@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3, help="trainings of STMAE per fold")
     parser.add_argument("--draws", type=int, default=1, help="draws of hidden genes")
-    parser.add_argument("--epochs", type=int, default=None)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--donors", default="".join(HER2ST))
     parser.add_argument("--quick", action="store_true", help="one donor, one seed, few epochs")
     parser.add_argument("--option", action="append", default=[], help="field=value of STMAEOptions, or train.field=value")
@@ -128,8 +128,9 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module="lightning")
     options, training = options_of(args.option)
+    training = {"batch_size": 8, **training}
     if args.quick:
-        args.seeds, args.epochs, args.donors = 1, args.epochs or 20, args.donors[0]
+        args.seeds, args.epochs, args.donors = 1, 20, args.donors[0]
     sections = {}
     for name in [s for group in HER2ST.values() for s in group]:
         sections[name] = stimg.datasets.her2st(name)

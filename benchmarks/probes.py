@@ -116,14 +116,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--model-seeds", type=int, default=1, help="trainings of STMAE per fit")
-    parser.add_argument("--epochs", type=int, default=None)
+    parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default="dlpfc,her2st")
     parser.add_argument("--option", action="append", default=[])
     parser.add_argument("--name", default="probes")
     args = parser.parse_args()
     if args.quick:
-        args.seeds, args.epochs = 2, args.epochs or 3
+        args.seeds, args.epochs = 2, 3
     warnings.filterwarnings("ignore", module="lightning")
     options, training = options_of(args.option)
     rows = []
