@@ -4,8 +4,9 @@ Files are looked for in the folder of ``$STIMG_DATA_MIRROR``, then among earlier
 public address.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stimg._core.lazy import attach
 
 if TYPE_CHECKING:
     from stimg.datasets._dlpfc import dlpfc
@@ -28,35 +29,10 @@ _NAMES = {
     "fetch_file": "fetch",
     "gene_list": "genes",
     "her2st": "_her2st",
-    "list": "registry",
+    "list": "registry:listing",
     "mob": "_mob",
     "simulate": "_simulate",
     "stahl": "_stahl",
 }
 """Public name to the module of this package that defines it."""
-__all__ = [
-    "CountOptions",
-    "DonorOptions",
-    "GeneOptions",
-    "ImageOptions",
-    "TissueOptions",
-    "Truth",
-    "dlpfc",
-    "fetch_file",
-    "gene_list",
-    "her2st",
-    "list",
-    "mob",
-    "simulate",
-    "stahl",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(import_module(f"stimg.datasets.{_NAMES[name]}"), "listing" if name == "list" else name)
-    raise AttributeError(f"module 'stimg.datasets' has no attribute {name!r}; it has {', '.join(__all__)}.")
-
-
-def __dir__() -> Any:
-    return sorted(__all__)  # a list; in this module that name is the function
+__getattr__, __dir__, __all__ = attach(__name__, _NAMES)

@@ -1,27 +1,94 @@
 """Pure functions on arrays: scores, and the statistics behind them. Loads neither torch nor scanpy, and each module when it is first used."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stimg._core.lazy import attach
 
 if TYPE_CHECKING:
+    from stimg.metrics.agreement import MoranAgreement, moran_agreement
+    from stimg.metrics.batch import BatchEffects, batch_effects
+    from stimg.metrics.calibration import Coverage, classification_calibration, coverage, interval_coverage_error
+    from stimg.metrics.clusters import Agreement, cluster_agreement
+    from stimg.metrics.expression import (
+        RelativeError,
+        Scores,
+        depth_residual_pearson,
+        flattened_pearson,
+        fraction_of_ceiling,
+        per_gene_pearson,
+        per_gene_spearman,
+        per_spot_pearson,
+        per_spot_spearman,
+        relative_mse,
+    )
+    from stimg.metrics.image import psnr, ssim
+    from stimg.metrics.nulls import (
+        constant,
+        coordinate_neighbours,
+        depth_line,
+        embedding_ridge,
+        neighbour_mean,
+        noise_ceiling,
+        permute_blocks,
+        permute_labels,
+        random_embedding,
+        ridge,
+    )
+    from stimg.metrics.probe import Classification, classification, probe
+    from stimg.metrics.resampling import Interval, block_permutation_p, cluster_bootstrap, seed_spread
+    from stimg.metrics.retrieval import Retrieval, class_map, retrieval_gap, retrieve, retrieve_in_batches
     from stimg.metrics.spatial import Autocorrelation, SpatialWeights, autocorrelation, gearys_c, morans_i
 
 _NAMES = {
+    "Agreement": "clusters",
     "Autocorrelation": "spatial",
+    "BatchEffects": "batch",
+    "Classification": "probe",
+    "Coverage": "calibration",
+    "Interval": "resampling",
+    "MoranAgreement": "agreement",
+    "RelativeError": "expression",
+    "Retrieval": "retrieval",
+    "Scores": "expression",
     "SpatialWeights": "spatial",
     "autocorrelation": "spatial",
+    "batch_effects": "batch",
+    "block_permutation_p": "resampling",
+    "class_map": "retrieval",
+    "classification": "probe",
+    "classification_calibration": "calibration",
+    "cluster_agreement": "clusters",
+    "cluster_bootstrap": "resampling",
+    "constant": "nulls",
+    "coordinate_neighbours": "nulls",
+    "coverage": "calibration",
+    "depth_line": "nulls",
+    "depth_residual_pearson": "expression",
+    "embedding_ridge": "nulls",
+    "flattened_pearson": "expression",
+    "fraction_of_ceiling": "expression",
     "gearys_c": "spatial",
+    "interval_coverage_error": "calibration",
+    "moran_agreement": "agreement",
     "morans_i": "spatial",
+    "neighbour_mean": "nulls",
+    "noise_ceiling": "nulls",
+    "per_gene_pearson": "expression",
+    "per_gene_spearman": "expression",
+    "per_spot_pearson": "expression",
+    "per_spot_spearman": "expression",
+    "permute_blocks": "nulls",
+    "permute_labels": "nulls",
+    "probe": "probe",
+    "psnr": "image",
+    "random_embedding": "nulls",
+    "relative_mse": "expression",
+    "retrieval_gap": "retrieval",
+    "retrieve": "retrieval",
+    "retrieve_in_batches": "retrieval",
+    "ridge": "nulls",
+    "seed_spread": "resampling",
+    "ssim": "image",
 }
 """Public name to the module of this package that defines it."""
-__all__ = ["Autocorrelation", "SpatialWeights", "autocorrelation", "gearys_c", "morans_i"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(import_module(f"stimg.metrics.{_NAMES[name]}"), name)
-    raise AttributeError(f"module 'stimg.metrics' has no attribute {name!r}; it has {', '.join(__all__)}.")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = attach(__name__, _NAMES)

@@ -1,7 +1,8 @@
 """Preprocessing: rasters, channels, blocks and spatial statistics. Loads neither torch nor squidpy, and each verb when it is first used."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stimg._core.lazy import attach
 
 if TYPE_CHECKING:
     from stimg.pp._blocks import hold_out_blocks, spatial_blocks
@@ -21,14 +22,4 @@ _WHERE = {
     "spatial_blocks": "_blocks",
 }
 """Verb to the module of this package that defines it."""
-__all__ = ["hold_out_blocks", "rasterize", "rasterize_points", "resample", "select_genes", "spatial_autocorr", "spatial_blocks"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        return getattr(import_module(f"stimg.pp.{_WHERE[name]}"), name)
-    raise AttributeError(f"module 'stimg.pp' has no attribute {name!r}; it has {', '.join(__all__)}.")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = attach(__name__, _WHERE)
