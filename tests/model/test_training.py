@@ -255,7 +255,7 @@ def test_a_stopped_training_goes_on(make_slide, make_model, straight, tmp_path, 
         assert curves(again) == curves(straight[0])
         assert same(weights(again), weights(straight[0]))
         assert again.best_epoch_ == straight[0].best_epoch_
-        np.testing.assert_array_equal(again.seen, straight[0].seen)
+        np.testing.assert_array_equal(again.ledger[-1].contents, straight[0].ledger[-1].contents)
 
 
 def test_a_training_that_was_stopped_early_is_not_repeated(make_slide, make_model, tmp_path):
@@ -307,7 +307,8 @@ def test_a_checkpoint_of_another_training(make_slide, make_model, tmp_path):
 def test_training_again_goes_on_from_the_weights(make_slide, make_model):
     model = make_model(make_slide())
     model.train(max_epochs=2, **FIT)
-    kept, seen = weights(model), model.seen
+    kept, seen = weights(model), model.ledger[-1]
+    assert len(seen.contents)
     each = Each()
     model.train(max_epochs=3, callbacks=[each], **{**FIT, "lr": 1e-9})
     assert model.epochs() == 5
@@ -315,7 +316,7 @@ def test_training_again_goes_on_from_the_weights(make_slide, make_model):
     assert 2 <= model.best_epoch_ < 5
     assert all(torch.allclose(kept[k], v, atol=1e-6) for k, v in weights(model).items())
     assert all(each.modes)  # dropout works in the second training too
-    np.testing.assert_array_equal(seen, model.seen)
+    np.testing.assert_array_equal(seen.contents, model.ledger[-1].contents)
 
 
 def test_a_second_training_that_fails_changes_nothing(make_slide, make_model):

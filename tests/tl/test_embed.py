@@ -4,6 +4,7 @@ import pytest
 
 import stimg
 from stimg._core import hashing, keys
+from stimg.data.ledger import recall
 from stimg.model import STMAE
 
 KEY = "X_stimg_stmae"
@@ -58,7 +59,10 @@ def test_everything_is_written_and_read_back(slide, model, tmp_path):
         for key in (KEY, "stimg_stmae"):
             found, wanted = back.uns[keys.UNS][key], slide.uns[keys.UNS][key]
             assert found.keys() == wanted.keys()
-            assert all(np.array_equal(found[k], wanted[k]) for k in wanted)
+            assert all(np.array_equal(found[k], wanted[k]) for k in wanted if k != "seen")
+            again = recall(back, only=[key])
+            assert [(s.who, s.kind, s.genes, s.libraries) for s in again] == [(s.who, s.kind, s.genes, s.libraries) for s in model.ledger]
+            np.testing.assert_array_equal(again[-1].contents, model.ledger[-1].contents)
         np.testing.assert_array_equal(model.get_latent_representation(back), slide.obsm[KEY])
 
 

@@ -30,10 +30,18 @@ def of_array(array: np.ndarray) -> str:
     return digest.hexdigest()[:LENGTH]
 
 
-def of_observations(matrix: Any) -> np.ndarray:
-    """Return one uint64 per row of ``matrix`` (CSR or dense, n_obs x n_vars) that depends on the row's values alone.
+def of_names(names: Iterable[Any]) -> np.ndarray:
+    """Return one uint64 per name, the same on every platform."""
+    texts = [str(n) for n in names]
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
-    Equal counts give equal hashes whatever the barcode, so a section that comes back under another name is recognised.
+
+def of_observations(matrix: Any, names: Iterable[Any]) -> np.ndarray:
+    """Return one uint64 per row of ``matrix`` (CSR or dense, n_obs x n_vars) that depends on the row's values by gene name alone.
+
+    Equal counts give equal hashes whatever the barcode and the order of the genes, so a section that comes back under another name is
+    recognised. The hash is a sum over the genes with counts: genes without counts do not enter, and a row without counts is 0.
     """
     import scipy.sparse as sp
 
@@ -41,9 +49,11 @@ def of_observations(matrix: Any) -> np.ndarray:
     if not csr.has_sorted_indices or not csr.has_canonical_format:
         csr = csr.copy()
         csr.sum_duplicates()
+    gene = of_names(names)
+    if len(gene) != csr.shape[1]:
+        raise ValueError(f"{len(gene)} names for {csr.shape[1]} genes; wanted one name a column.")
     values = csr.data.astype(np.float32).view(np.uint32).astype(np.uint64)
-    mixed = (csr.indices.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= values * np.uint64(0xC2B2AE3D27D4EB4F)
+    mixed = gene[csr.indices] ^ (values * np.uint64(0xC2B2AE3D27D4EB4F))
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(32)

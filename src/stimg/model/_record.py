@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from stimg._core import hashing, validate
+from stimg._core.ledger import Seen
 from stimg.data.statistics import GeneStatistics
 from stimg.model._inference import need_trained
 from stimg.plan.masked import MONITOR
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from stimg.model.stmae import STMAE
 
+HASHES = ("ids", "contents", "images")
 STATISTICS = ("pooled_mean", "pooled_composition", "spread")
 
 
@@ -46,7 +47,9 @@ def contents(model: "STMAE") -> tuple[dict[str, Tensor], dict[str, Any]]:
     statistics = need_trained(model)
     tensors = {f"module.{k}": v for k, v in model.module.state_dict().items()}
     tensors |= {f"statistics.{n}": torch.from_numpy(np.ascontiguousarray(getattr(statistics, n))) for n in STATISTICS}
-    tensors["seen"] = torch.from_numpy(model.seen.view(np.int64))
+    for i, seen in enumerate(model.ledger):
+        for name in HASHES:
+            tensors[f"ledger.{i}.{name}"] = torch.from_numpy(getattr(seen, name).view(np.int64))
     record = {
         "class": type(model).__name__,
         "version": stimg.__version__,
@@ -58,7 +61,8 @@ def contents(model: "STMAE") -> tuple[dict[str, Tensor], dict[str, Any]]:
         "setup": {"layer": model._layer, "library_key": model._library_key},
         "registry": model.registry_,
         "history": curves(model),
-        "fit": {"n_seen": len(model.seen), "best_epoch": getattr(model, "best_epoch_", -1), "monitor": MONITOR},
+        "ledger": [{k: v for k, v in seen.to_dict().items() if k not in HASHES} for seen in model.ledger],
+        "fit": {"n_seen": len(model.ledger[-1]), "best_epoch": getattr(model, "best_epoch_", -1), "monitor": MONITOR},
     }
     return tensors, record
 
@@ -75,7 +79,10 @@ def restore(model: "STMAE", tensors: Mapping[str, Tensor], record: Mapping[str, 
     found = {n: tensors[f"statistics.{n}"].numpy() for n in STATISTICS}
     empty = np.zeros((0, len(model.genes)), dtype=np.float32)
     model.statistics = GeneStatistics(empty, empty, **found)
-    model.seen = tensors["seen"].numpy().view(np.uint64)
+    model.ledger = tuple(
+        Seen.from_dict({**seen, **{name: tensors[f"ledger.{i}.{name}"].numpy().view(np.uint64) for name in HASHES}})
+        for i, seen in enumerate(record["ledger"])
+    )
     model.history_ = tables(record["history"])
     model.best_epoch_ = int(record["fit"]["best_epoch"])
     model.is_trained_ = True
@@ -85,10 +92,8 @@ def restore(model: "STMAE", tensors: Mapping[str, Tensor], record: Mapping[str, 
 def observation_hashes(model: "STMAE", adata: "AnnData") -> np.ndarray:
     """Return one uint64 per observation that depends on its counts of the vocabulary's genes alone; 0 where there are none."""
     at = adata.var_names.get_indexer(model.genes)
-    known = np.flatnonzero(at >= 0)
-    picked = validate.counts(adata, model._layer)[:, at[known]]
-    shape = (adata.n_obs, len(model.genes))
-    return hashing.of_observations(sp.csr_matrix((picked.data, known[picked.indices], picked.indptr), shape=shape))
+    known = at[at >= 0]
+    return hashing.of_observations(validate.counts(adata, model._layer)[:, known], adata.var_names[known])
 
 
 def identity(model: "STMAE", adata: "AnnData") -> dict[str, Any]:
@@ -99,5 +104,5 @@ def identity(model: "STMAE", adata: "AnnData") -> dict[str, Any]:
         "model_hash": hashing.of_array(weights),
         "panel_hash": hashing.of_strings(model.genes),
         "n_shared_genes": int(model.genes.isin(adata.var_names).sum()),
-        "n_obs_seen_in_training": int(np.isin(observation_hashes(model, adata), model.seen).sum()),
+        "n_obs_seen_in_training": int(np.isin(observation_hashes(model, adata), model.ledger[-1].contents).sum()),
     }

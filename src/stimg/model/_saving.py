@@ -12,9 +12,9 @@ from torch import Tensor
 
 from stimg._core import files
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, RECORD = "model.safetensors", "model.json"
-FIELDS = ("sha256", "options", "crop", "genes", "genes_hash", "rasters", "setup", "registry", "history", "fit")
+FIELDS = ("sha256", "options", "crop", "genes", "genes_hash", "rasters", "setup", "registry", "history", "ledger", "fit")
 AGAIN = "Save the model again, or copy the folder anew."
 
 

@@ -18,6 +18,8 @@ from scvi.train import TrainRunner
 from stimg._core import hashing, validate
 from stimg._core import progress as _progress
 from stimg._core import rng as _rng
+from stimg._core.ledger import merged
+from stimg.data.ledger import seen_of
 from stimg.data.module import CropDataModule
 from stimg.data.slots import raster_libraries
 from stimg.data.statistics import gene_statistics, principal_axes
@@ -141,7 +143,7 @@ def train(
         model.module.train()  # a model that was trained or loaded before is in eval mode, and Lightning leaves it there
         runner = TrainRunner(model, plan, data, max_epochs=max_epochs, ckpt_path=None if resume is None else str(resume), **settings)
         runner()
-        _keep(model, plan, data, history, hashes[split.train | split.validation])
+        _keep(model, plan, data, history, split.train | split.validation)
     logger.info(
         "Trained on %d observations of %d libraries, %d held out; best epoch %d of %d",
         data.n_train,
@@ -192,12 +194,14 @@ def _initialise(model: "STMAE", train_libraries: Sequence[Any]) -> None:
         module.initialise(**tensors, **parts)
 
 
-def _keep(model: "STMAE", plan: MaskedPlan, data: CropDataModule, history: EpochHistory, hashes: np.ndarray) -> None:
-    """Put the best weights back, and remember what was seen."""
+def _keep(model: "STMAE", plan: MaskedPlan, data: CropDataModule, history: EpochHistory, rows: np.ndarray) -> None:
+    """Put the best weights back, and remember what was seen: the rows that were trained on or stopped by."""
     if plan.best is not None:
         model.module.load_state_dict(plan.best)
     model.history_ = _record.tables(history.curves)
-    model.seen = np.union1d(model.seen, hashes[hashes != 0])
+    own = model.ledger[-1]
+    new = seen_of(model.adata, who=own.who, kind=own.kind, rows=rows, genes=model.genes, layer=model._layer, library_key=model._library_key)
+    model.ledger = (*model.ledger[:-1], merged([own, new], who=own.who, kind=own.kind))
     model.best_epoch_ = history.first + plan.best_epoch if plan.best_epoch >= 0 else -1
     model.is_trained_ = True
     model.module.eval()

@@ -16,7 +16,9 @@ from scvi.model.base import BaseModelClass
 
 from stimg._core import hashing, keys, validate
 from stimg._core import rng as _rng
+from stimg._core.ledger import Seen
 from stimg._core.panel import is_control
+from stimg.data.ledger import recall
 from stimg.data.slots import raster_libraries
 from stimg.data.statistics import GeneStatistics
 from stimg.data.tables import table_of
@@ -78,6 +80,7 @@ class STMAE(BaseModelClass):
     ) -> None:
         super().__init__(adata, registry)
         self.options = (options or STMAEOptions()).changed(**changes)
+        listed = genes
         if genes is None:
             if adata is None:
                 raise ValueError("genes is None and there is no adata to take them from; pass the vocabulary.")
@@ -93,7 +96,8 @@ class STMAE(BaseModelClass):
             specs = [r.spec for r in raster_libraries(adata, library_key=self._library_key).values()]
             self._adopt(specs)
         self.module = self._make_module()
-        self.seen = np.empty(0, dtype=np.uint64)
+        chosen = recall(adata, only=[keys.CHANNELS]) if adata is not None and listed is None and keys.CHANNEL in adata.var else []
+        self.ledger: tuple[Seen, ...] = (*chosen, Seen(type(self).__name__, "model", genes=tuple(self.genes)))
         self.statistics: GeneStatistics | None = None
         self._model_summary_string = (
             f"STMAE ({self.options.variant}) with {len(self.genes)} genes, crops of {self.crop.size[0]} x {self.crop.size[1]}, "

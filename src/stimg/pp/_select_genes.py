@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 
 from stimg._core import hashing, keys, provenance, validate
+from stimg._core.ledger import Seen
 from stimg._core.panel import is_control
 from stimg._core.rng import RngLike, as_seed
+from stimg.data.ledger import remember, seen_of
 from stimg.data.slots import library_rows, raster_libraries
 from stimg.data.tables import table_of
 from stimg.metrics.spatial import SpatialWeights
@@ -76,7 +78,7 @@ def select_genes(
     -----
     Log counts are log(1 + counts per 10,000), the depth being the sum over all genes without control probes. Control probes (see
     :func:`stimg._core.panel.is_control`) never become channels. Rules that read counts choose among genes detected in the observations they see.
-    ``uns["stimg"]["channels"]`` holds the rule, its parameters, ``seen`` (a uint64 content hash of each observation the rule has read) and the
+    ``uns["stimg"]["channels"]`` holds the rule, its parameters, ``seen`` (the record of the observations the rule has read) and the
     hashes of the chosen and of the measured panel, so that a later check can tell whether test observations took part in the choice.
     """
     adata = table_of(data, table_key)
@@ -98,11 +100,12 @@ def select_genes(
         n = _check_markers(adata, markers, control, n)
     rows = _rows(adata, fit_on)
     seed = as_seed(rng)
-    seen = np.zeros(0, dtype=np.uint64)
+    seen = Seen(f"rule {rule!r} of select_genes", "gene list")
     allowed = ~control
     if chosen_rule.reads:
         counts = validate.counts(adata if fit_on is None else adata[rows], layer)
-        seen = hashing.of_observations(counts)
+        known = library_key in adata.obs
+        seen = seen_of(adata, who=seen.who, kind=seen.kind, rows=rows, layer=layer, library_key=library_key if known else "")
         depth = np.asarray(counts[:, ~control].sum(axis=1), dtype=np.float64).ravel()
         allowed &= np.bincount(counts.indices[counts.data > 0], minlength=adata.n_vars) > 0
         library = _library_codes(adata, library_key, rows)
@@ -157,10 +160,11 @@ def select_genes(
         library_key=library_key,
         min_fraction=float(min_fraction),
         seed=seed,
-        seen=seen,
         panel=hashing.of_strings(adata.var_names[order]),
         measured=hashing.of_strings(adata.var_names),
     )
+    if chosen_rule.reads:
+        remember(adata, keys.CHANNELS, seen)
     logger.info("select_genes: %d channels of %d genes by rule %r, from %d observations", len(order), adata.n_vars, rule, len(seen))
 
 

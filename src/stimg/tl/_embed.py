@@ -4,6 +4,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from stimg._core import keys, provenance
+from stimg.data.ledger import remember
 from stimg.data.tables import table_of
 
 if TYPE_CHECKING:
@@ -54,4 +55,5 @@ def embed(
     values = model.get_latent_representation(adata, mode=mode, overlap=overlap, batch_size=batch_size)
     adata.obsm[key] = values
     provenance.record(adata, key, verb="stimg.tl.embed", mode=mode, overlap=overlap, unit="embedding", **model.identity(adata))
+    remember(adata, key, *model.ledger)
     logger.info("Wrote adata.obsm[%r]: %d observations x %d", key, *values.shape)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stimg._core import keys, provenance, validate
+from stimg.data.ledger import remember
 from stimg.data.tables import is_spatialdata, table_of
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def impute_genes(
         table = _table(adata, values)
         key = key_added or f"{name}_{table_key}"
         provenance.record(table, keys.layer_key(name), **facts)
+        remember(table, keys.layer_key(name), *model.ledger)
         if copy:
             return table
         data.tables[key] = table
@@ -99,6 +101,7 @@ def impute_genes(
     layer[:, adata.var_names.get_indexer(values.columns)] = values.to_numpy()
     adata.layers[key] = layer
     provenance.record(adata, key, **facts)
+    remember(adata, key, *model.ledger)
     logger.info("Wrote adata.layers[%r]: %d genes of %d observations", key, values.shape[1], values.shape[0])
     return None
 
