@@ -69,7 +69,7 @@ def test_a_section_that_comes_back_under_another_name_is_recognised_by_its_count
 
 
 def test_a_hold_out_list_with_a_missing_comma_is_stopped(slides):
-    hold_out = ["C1B1", "A2"]  # two names run together, as adjacent string literals do
+    hold_out = ["C1B1", "A2"]  # a comma got lost between "C1" and "B1"
     everything = joined(slides, "A1", "A2", "B1", "C1")
     pretraining = ~everything.obs["library_id"].isin(hold_out).to_numpy()
     encoder = seen_of(everything, who="gene encoder", kind="encoder", rows=pretraining)

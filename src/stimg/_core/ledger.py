@@ -82,7 +82,7 @@ class Seen:
             raise ValueError(
                 f"A record of what was seen lacks {missing} (found {sorted(values)}). Write it again with `stimg.bench.remember`."
             )
-        rest = {n: values.get(n) for n in ("ids", "contents", "genes", "images", "libraries", "donors")}
+        rest: dict[str, Any] = {n: values.get(n) for n in ("ids", "contents", "genes", "images", "libraries", "donors")}
         return cls(str(values["who"]), str(values["kind"]), **rest)
 
     def renamed(self, who: str, kind: str) -> "Seen":

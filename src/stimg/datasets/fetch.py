@@ -55,6 +55,12 @@ def _from_mirror(entry: RemoteFile) -> Path | None:
     return path
 
 
+def at_hand(name: str) -> bool:
+    """Return whether the mirror or the folder for downloads has the file ``name``; nothing is read, and nothing is downloaded."""
+    entry, mirror = FILES[name], settings.mirror()
+    return bool(mirror is not None and entry.mirror and (mirror / entry.mirror).is_file()) or (settings.cache_dir() / entry.cache).is_file()
+
+
 def _download(entry: RemoteFile, target: Path, *, progress: bool | None) -> None:
     import pooch
     import requests

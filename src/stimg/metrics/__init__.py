@@ -7,8 +7,15 @@ from stimg._core.lazy import attach
 if TYPE_CHECKING:
     from stimg.metrics.agreement import MoranAgreement, moran_agreement
     from stimg.metrics.batch import BatchEffects, batch_effects
-    from stimg.metrics.calibration import Coverage, classification_calibration, coverage, interval_coverage_error
-    from stimg.metrics.clusters import Agreement, cluster_agreement
+    from stimg.metrics.calibration import (
+        ClassificationCalibration,
+        Coverage,
+        IntervalCalibration,
+        classification_calibration,
+        coverage,
+        interval_coverage_error,
+    )
+    from stimg.metrics.clusters import Agreement, cluster, cluster_agreement
     from stimg.metrics.expression import (
         RelativeError,
         Scores,
@@ -44,8 +51,10 @@ _NAMES = {
     "Autocorrelation": "spatial",
     "BatchEffects": "batch",
     "Classification": "probe",
+    "ClassificationCalibration": "calibration",
     "Coverage": "calibration",
     "Interval": "resampling",
+    "IntervalCalibration": "calibration",
     "MoranAgreement": "agreement",
     "RelativeError": "expression",
     "Retrieval": "retrieval",
@@ -57,6 +66,7 @@ _NAMES = {
     "class_map": "retrieval",
     "classification": "probe",
     "classification_calibration": "calibration",
+    "cluster": "clusters",
     "cluster_agreement": "clusters",
     "cluster_bootstrap": "resampling",
     "constant": "nulls",

@@ -1,0 +1,1 @@
+"""One file a protocol; each registers what it defines."""

@@ -1,0 +1,382 @@
+"""Running a protocol: folds, methods, seeds; every finished part is kept, so that a run that was killed goes on where it stopped."""
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stimg._core import files, hashing, keys, validate
+from stimg._core.ledger import Leak, LeakageError, Seen
+from stimg._core.progress import track
+from stimg._core.rng import derive
+from stimg.bench import method as _method
+from stimg.bench import protocol as _protocol
+from stimg.bench import sections as _sections
+from stimg.bench.method import Method, Prediction
+from stimg.bench.protocol import Fold, Hidden, Protocol, Task, library_of
+from stimg.bench.report import Report, assemble
+from stimg.data.ledger import find_leaks, recall, seen_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+PARTS, RUN = "parts", "run.json"
+PACKAGES = ("stimg", "numpy", "scipy", "pandas", "anndata", "scanpy", "scikit-learn", "torch", "scvi-tools")
+
+
+def run(
+    protocol: str | Protocol,
+    data: Any,
+    *,
+    methods: Mapping[str, Any] | Sequence[str] = (),
+    predictions: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    seeds: int | Sequence[int] = 3,
+    nulls: bool = True,
+    fitted: Any = (),
+    allow_leakage: bool = False,
+    layer: str | None = None,
+    labels: str | None = None,
+    features: Sequence[str] = (),
+    library_key: str = keys.LIBRARY,
+    donor_key: str = keys.DONOR,
+    missing_donor: str = "error",
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> Report:
+    """Return the report of methods, or of finished predictions, under a protocol, beside its nulls and its noise ceiling.
+
+    Parameters
+    ----------
+    protocol
+        A name of :func:`stimg.bench.list_protocols`, or a protocol of your own.
+    data
+        Sections with raw counts: an AnnData, several, a folder of ``.h5ad`` files, or a name (``"her2st"``, ``"dlpfc"``, ``"simulated"``).
+    methods
+        Names of :func:`stimg.bench.list_methods`, or functions by name: ``function(task, rng)`` returns values by library. What a task holds, see
+        :class:`stimg.bench.Task`: everything a method may read, and nothing of the truth.
+    predictions
+        Finished predictions by name: the name of a layer of ``data``, or a table or array (observations x genes) for each library.
+    out
+        Folder for ``report.json``, tables and ``report.html``; finished parts are kept there, and a run that was interrupted goes on.
+    seeds
+        How many seeds, or which, for methods that depend on chance.
+    nulls
+        Whether the protocol's nulls are scored too.
+    fitted
+        What else was fitted on the way to the predictions: models, :class:`stimg.bench.Seen` records.
+    allow_leakage
+        Score all the same where something has seen test data; the report is stamped.
+    layer, library_key, donor_key
+        Where raw counts, library and donor are.
+    labels
+        Column of ``obs`` with known regions, for protocols that need them.
+    features
+        Slots of ``obsm`` that methods may read, such as embeddings of images.
+    missing_donor
+        ``"own-group"`` declares a section without a donor to be a donor of its own.
+    overwrite
+        Whether a run of something else in ``out`` may be replaced.
+    progress
+        Show a progress bar; by default only on a terminal.
+
+    Raises
+    ------
+    LeakageError
+        Where something fitted has seen test data; the message names who has seen what.
+    ValueError
+        For data that the protocol cannot use, predictions of the wrong shape, or another run in ``out``.
+
+    Examples
+    --------
+    >>> import stimg
+    >>> report = stimg.bench.run("her2st-strict", "simulated", seeds=1)
+    >>> report.summary().loc["training mean", "mean_r"]["value"].iloc[0]
+    np.float64(0.0)
+    """
+    chosen = _protocol.get(protocol)
+    objects = _sections.read(data)
+    found = _sections.load_sections(
+        objects,
+        layer=layer,
+        library_key=library_key,
+        donor_key=donor_key,
+        missing_donor=missing_donor,
+        features=features,
+        labels=labels,
+    )
+    listed = _listed(chosen, methods, predictions, objects, nulls=nulls, features=features, library_key=library_key)
+    wanted = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
+    if not wanted:
+        raise ValueError("seeds is empty; wanted at least one.")
+    folds, contents = chosen.folds(found), _sections.content(found)
+    split = _sections.split_hash(folds, contents)
+    facts = {
+        "protocol": chosen.hash,
+        "split": split,
+        "methods": [m.name for m in listed],
+        "seeds": wanted,
+        "inputs": _fingerprint(predictions),
+        "allow_leakage": allow_leakage,
+    }
+    store = _Store(None if out is None else Path(out), facts, overwrite=overwrite)
+    jobs = [(f, m, s) for f in folds for m in listed for s in (wanted if m.seeded else wanted[:1])]
+    current: tuple[str, Task, Hidden] | None = None
+    for fold, each, seed in track(jobs, desc=f"bench {chosen.name}", progress=progress):
+        name = hashing.of_strings([fold.name, each.name, seed])
+        if store.has(name):
+            continue
+        if current is None or current[0] != fold.name:
+            current = (fold.name, *chosen.task(found, fold))
+        store.put(name, _part(chosen, current[1], current[2], fold, each, seed, fitted, allow_leakage=allow_leakage))
+    report = assemble(
+        chosen,
+        folds=folds,
+        sections=[
+            {"library": n, "donor": _sections.donor(a), "n_obs": a.n_obs, "n_genes": a.n_vars, "content": contents[n]}
+            for n, a in found.items()
+        ],
+        split=split,
+        methods=listed,
+        seeds=wanted,
+        parts=[store.get(hashing.of_strings([f.name, m.name, s])) for f, m, s in jobs],
+        software=software(),
+        machine={"platform": platform.platform(), "processor": platform.machine(), "python": platform.python_version()},
+    )
+    if out is not None:
+        report.save(out)
+    logger.info("bench %s: %d folds, %d methods, %d parts", chosen.name, len(folds), len(listed), len(jobs))
+    return report
+
+
+def software() -> dict[str, str]:
+    """Return the versions of the packages that can move a number."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_mb() -> float | None:
+    """Return the largest resident memory of this process so far, in MB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024.0 if platform.system() != "Darwin" else 1024.0**2)
+
+
+def _fingerprint(predictions: Mapping[str, Any] | None) -> str:
+    """Return a hash of finished predictions, so that a run is not taken for one of others."""
+    lines = []
+    for name, given in (predictions or {}).items():
+        if isinstance(given, Mapping):
+            lines += [f"{name}|{lib}|{hashing.of_array(np.asarray(values, dtype=np.float64))}" for lib, values in sorted(given.items())]
+        else:
+            lines.append(f"{name}|{given}")
+    return hashing.of_strings(lines)
+
+
+def _listed(
+    protocol: Protocol,
+    methods: Mapping[str, Any] | Sequence[str],
+    predictions: Mapping[str, Any] | None,
+    objects: Sequence["AnnData"],
+    *,
+    nulls: bool,
+    features: Sequence[str],
+    library_key: str,
+) -> list[Method]:
+    """Return the methods in the order of the report: nulls that can be run here, then those asked for, then finished predictions."""
+    out = [m for m in (_method.get(n) for n in (protocol.nulls if nulls else ())) if set(m.needs) <= set(features)]
+    given = methods.items() if isinstance(methods, Mapping) else [(m, m) for m in ([methods] if isinstance(methods, str) else methods)]
+    for name, each in given:
+        found = _method.get(each) if isinstance(each, str) else each if isinstance(each, Method) else _method.of(name, each)
+        if protocol.kind not in found.kinds and found.kinds != ("any",):
+            raise ValueError(f"method {found.name!r} answers {list(found.kinds)}; protocol {protocol.name!r} asks for {protocol.kind!r}.")
+        lacking = sorted(set(found.needs) - set(features))
+        if lacking:
+            raise ValueError(f"method {found.name!r} needs obsm{lacking}; compute them and pass features={lacking}.")
+        out.append(replace(found, name=name))
+    out += [_given(name, each, objects, library_key) for name, each in (predictions or {}).items()]
+    twice = sorted({m.name for m in out if [n.name for n in out].count(m.name) > 1})
+    if twice:
+        raise ValueError(f"two methods are called {twice}; give each a name of its own.")
+    if not out:
+        raise ValueError("there is nothing to score: no method, no predictions, and nulls=False.")
+    return out
+
+
+def _given(name: str, given: Any, objects: Sequence["AnnData"], library_key: str) -> Method:
+    """Return finished predictions as a method: a layer's name, or values by library."""
+    records: dict[str, list[Seen]] = {}
+    if isinstance(given, str):
+        layer = given
+        tables: dict[str, Any] = {}
+        for adata in objects:
+            values = validate.slot(adata.layers, "layers", layer, todo="Write the predictions there, or pass them by library.")
+            library = adata.obs[library_key].astype(str)
+            for lib in library.unique():
+                rows = np.flatnonzero((library == lib).to_numpy())
+                part = values[rows]
+                dense = part.toarray() if hasattr(part, "toarray") else np.asarray(part)
+                tables[lib] = pd.DataFrame(dense, index=adata.obs_names[rows], columns=adata.var_names)
+                records[lib] = recall(adata, only=[layer])
+    elif isinstance(given, Mapping):
+        tables = dict(given)
+    else:
+        raise TypeError(f"predictions[{name!r}] is a {type(given).__name__}; wanted the name of a layer, or values by library.")
+
+    def answer(task: Task, rng: np.random.Generator) -> Prediction:
+        asked = task.asked()
+        missing = [lib for lib in asked if lib not in tables]
+        if missing:
+            raise ValueError(f"predictions[{name!r}] have nothing for {missing} (found {sorted(tables)[:8]}); wanted every test section.")
+        fitted = tuple(seen for lib in asked for seen in records.get(lib, ()))
+        return Prediction({lib: tables[lib] for lib in asked}, fitted, {} if fitted else {"ledger": "undeclared"})
+
+    return Method(name, answer, ("any",), "model", "finished predictions")
+
+
+def _part(
+    protocol: Protocol, task: Task, hidden: Hidden, fold: Fold, each: Method, seed: int, fitted: Any, *, allow_leakage: bool
+) -> dict[str, Any]:
+    """Return the scores of one method on one fold, as plain values."""
+    rng = derive(seed, *(int(h) for h in hashing.of_names([fold.name, each.name]) % np.uint64(2**31)))
+    wall, cpu = time.perf_counter(), time.process_time()
+    answer = each.function(task, rng, hidden) if each.role == "audit" else each.function(task, rng)
+    answer = answer if isinstance(answer, Prediction) else Prediction(answer)
+    seconds = time.perf_counter() - wall, time.process_time() - cpu
+    own = [*recall(answer.fitted), *(recall(fitted) if each.role == "model" else [])]
+    leaks = _leaks(protocol, task, hidden, own)
+    if leaks and not allow_leakage:
+        raise LeakageError(leaks)
+    values = protocol.check(task, answer.values, f"method {each.name!r}")
+    scored = protocol.score(task, hidden, values)
+    declared = each.role != "model" or bool(own) or answer.notes.get("ledger") != "undeclared"
+    return {
+        "fold": fold.name,
+        "method": each.name,
+        "seed": seed,
+        "rows": _plain(scored.rows),
+        "details": _plain(scored.details.to_dict(orient="list")),
+        "maps": _plain(protocol.maps(task, hidden, values, scored)) if each.role in ("rival", "model") else [],
+        "notes": _plain(answer.notes),
+        "ledger": {"declared": declared, "leaks": [str(leak) for leak in leaks]},
+        "cost": {
+            "seconds": seconds[0],
+            "processor_seconds": seconds[1],
+            "peak_mb": peak_mb(),
+        },
+    }
+
+
+def _leaks(protocol: Protocol, task: Task, hidden: Hidden, own: Sequence[Seen]) -> list[Leak]:
+    """Return what the protocol, the training sections and the fitted things have seen of the test sections."""
+    train = [seen_of(a, who="training sections", kind="model") for a in task.train] if protocol.level != "observation" else []
+    sources = [*hidden.seen, *train, *own]
+    pictures = _pictures(hidden.sections) if any(len(s.images) for s in sources) else []
+    found: dict[tuple[str, str, str], Leak] = {}
+    for whole in hidden.sections:
+        for leak in find_leaks(whole, sources, level=protocol.level, images=pictures):
+            key = (leak.who, leak.kind, leak.by)
+            before = found.get(key)
+            where = leak.where or (library_of(whole),)
+            found[key] = (
+                leak
+                if before is None
+                else replace(leak, n=before.n + leak.n, of=before.of + leak.of, where=tuple(dict.fromkeys(before.where + where)))
+            )
+    return list(found.values())
+
+
+def _pictures(whole: Iterable["AnnData"]) -> list[int]:
+    from stimg.image.perceptual import image_hash
+
+    out = []
+    for adata in whole:
+        for entry in adata.uns.get("spatial", {}).values():
+            images = entry.get("images", {})
+            if images:
+                out.append(int(image_hash(np.asarray(images.get("hires", next(iter(images.values())))))))
+    return out
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as JSON can hold it; numbers that are not finite become None."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+class _Store:
+    """Finished parts: in memory, or each in a file of its own that is whole or not there."""
+
+    def __init__(self, out: Path | None, facts: Mapping[str, Any], *, overwrite: bool) -> None:
+        self.folder = None if out is None else out / PARTS
+        self.kept: dict[str, dict[str, Any]] = {}
+        if out is None:
+            return
+        text = json.dumps(dict(facts), indent=1, sort_keys=True)
+        known = out / RUN
+        if known.is_file() and known.read_text(encoding="utf-8") != text:
+            before = json.loads(known.read_text(encoding="utf-8"))
+            differs = sorted(k for k in facts if before.get(k) != json.loads(text)[k])
+            if not overwrite:
+                raise FileExistsError(
+                    f"{out} holds another run (it differs in {differs}). Choose another folder, or pass overwrite=True to replace it."
+                )
+            for old in (out / PARTS).glob("*.json"):
+                old.unlink()
+        elif out.exists() and not known.is_file() and any(out.iterdir()) and not overwrite:
+            raise FileExistsError(f"{out} is not empty and holds no run. Choose another folder, or pass overwrite=True.")
+        with files.replacing(known, overwrite=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def _path(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{name}.json"
+
+    def has(self, name: str) -> bool:
+        """Return whether the part is finished; a damaged file counts as not finished."""
+        path = self._path(name)
+        if path is None:
+            return name in self.kept
+        if name not in self.kept and path.is_file():
+            try:
+                self.kept[name] = json.loads(path.read_text(encoding="utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                logger.info("%s is damaged; that part is run again", path)
+        return name in self.kept
+
+    def put(self, name: str, part: Mapping[str, Any]) -> None:
+        """Keep a finished part."""
+        text = json.dumps(part, allow_nan=False)
+        self.kept[name] = json.loads(text)
+        path = self._path(name)
+        if path is not None:
+            with files.replacing(path, overwrite=True) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+
+    def get(self, name: str) -> dict[str, Any]:
+        """Return a finished part."""
+        return self.kept[name]
