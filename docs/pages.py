@@ -12,6 +12,7 @@ MODULES = {
     "tl": "Tools",
     "pl": "Plots",
     "model": "Models",
+    "bench": "Evaluation",
     "datasets": "Datasets",
     "metrics": "Metrics",
     "image": "Images: rasters, crops and stores",
@@ -71,6 +72,31 @@ def options_table(options: type) -> str:
     return "| option | default | what |\n|---|---|---|\n" + rows
 
 
+def protocols_page() -> str:
+    """Return a section for each protocol: what it fixes, what a reader must know, its metrics and nulls."""
+    from stimg.bench import get_protocol, list_protocols
+
+    text = ""
+    for name in list_protocols().index:
+        p = get_protocol(name)
+        text += f"## `{name}`\n\n{p.title[0].upper()}{p.title[1:]}.\n\n"
+        text += f"*Kind*: {p.kind}. *Kept apart*: {p.level}s. *Version* {p.version}, hash `{p.hash}`. *Source*: {p.source}.\n\n"
+        if p.remarks:
+            text += "What to know before comparing:\n\n" + "".join(f"- {remark}\n" for remark in p.remarks) + "\n"
+        text += "Always beside a model: " + ", ".join(f"*{n}*" for n in p.nulls) + ".\n\n"
+        rows = "".join(f"| `{m.name}` | {m.what} | {'more' if m.more_is_better else 'less'} |\n" for m in p.metrics)
+        text += f"| metric | what it says | better |\n|---|---|---|\n{rows}\n"
+    return text
+
+
+def methods_page() -> str:
+    """Return the table of nulls, audits and rivals."""
+    from stimg.bench import list_methods
+
+    rows = "".join(f"| {name} | {row['role']} | {row['kinds']} | {row['what']} |\n" for name, row in list_methods().iterrows())
+    return "| method | role | for | what |\n|---|---|---|---|\n" + rows
+
+
 def copy_tutorials(source: Path, target: Path) -> list[str]:
     """Copy the notebooks of ``source`` to ``target`` where they differ, drop the others, and return their names."""
     target.mkdir(parents=True, exist_ok=True)
@@ -103,6 +129,8 @@ def write(docs: Path) -> None:
     listed = "\n".join(f"generated/{module}" for module in MODULES if public_names(module))
     _update(docs / "generated" / "_api.md", f"```{{toctree}}\n:maxdepth: 2\n\n{listed}\n```\n")
     _update(docs / "generated" / "_outputs.md", outputs_page())
+    _update(docs / "generated" / "_protocols.md", protocols_page())
+    _update(docs / "generated" / "_methods.md", methods_page())
     from stimg.model import STMAEOptions
 
     _update(docs / "generated" / "_stmae_options.md", options_table(STMAEOptions))

@@ -15,6 +15,7 @@ SPLIT = "stimg_split"
 BLOCK = "stimg_block"
 CHANNEL = "stimg_channel"
 CHANNEL_ORDER = "stimg_channel_order"
+COLOUR = "X_stimg_colour"
 MORAN = "moranI"
 GEARY = "gearyC"
 
@@ -67,6 +68,9 @@ SLOTS: tuple[Slot, ...] = (
         "int32 (row, col) on the raster of the observation's library, (-1, -1) where not on it",
     ),
     Slot('obsm["stimg_truth_proportions"]', "stimg.datasets.simulate", "share of each cell type under the observation, a table"),
+    Slot(
+        f'obsm["{COLOUR}"]', "stimg.pp.colour_statistics", "float32 optical density of the image around the observation, n_obs x 48"
+    ),
     Slot('obsm["X_stimg_<model>"]', "stimg.tl.embed", "float32 embedding, n_obs x dim; NaN where not on the raster"),
     Slot('layers["stimg_<model>"]', "stimg.tl.impute_genes", "float32 log(1 + counts per 10,000) of the genes asked for, NaN elsewhere"),
     Slot(

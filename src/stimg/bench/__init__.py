@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from stimg.bench.protocol import Fold, Hidden, Metric, Protocol, Scored, Task
     from stimg.bench.protocol import get as get_protocol
     from stimg.bench.protocol import listing as list_protocols
-    from stimg.bench.published import published_split, published_splits
+    from stimg.bench.published import Division, Fix, PublishedSplit, SplitFold, check_hold_out, published_split, published_splits
     from stimg.bench.report import Report
     from stimg.bench.runner import run
     from stimg.bench.sections import load_sections
     from stimg.data.ledger import check_leakage, recall, remember, seen_of
 
 _NAMES = {
+    "Division": "published",
     "ExpressionProtocol": "expression",
+    "Fix": "published",
     "Fold": "protocol",
     "Hidden": "protocol",
     "Leak": "_ledger",
@@ -30,12 +32,15 @@ _NAMES = {
     "Panel": "expression",
     "Prediction": "method",
     "Protocol": "protocol",
+    "PublishedSplit": "published",
     "Report": "report",
     "Scored": "protocol",
     "Seen": "_ledger",
+    "SplitFold": "published",
     "Target": "expression",
     "Task": "protocol",
     "audit": "auditing",
+    "check_hold_out": "published",
     "check_leakage": "_ledger",
     "get_protocol": "protocol:get",
     "list_methods": "method:listing",

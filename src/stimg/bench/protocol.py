@@ -30,6 +30,7 @@ PROTOCOLS = {
     "histogene": "histogene",
     "imputation": "imputation",
     "panel-completion": "panel_completion",
+    "panel-completion-785": "panel_completion",
     "stem": "stem",
     "triplex": "triplex",
 }

@@ -310,7 +310,8 @@ def _pictures(whole: Iterable["AnnData"]) -> list[int]:
         for entry in adata.uns.get("spatial", {}).values():
             images = entry.get("images", {})
             if images:
-                out.append(int(image_hash(np.asarray(images.get("hires", next(iter(images.values())))))))
+                pixels = np.asarray(images.get("hires", next(iter(images.values()))))[..., :3]
+                out.append(int(image_hash(pixels if pixels.dtype.kind != "f" else np.round(255 * np.clip(pixels, 0, 1)).astype(np.uint8))))
     return out
 
 

@@ -1,4 +1,4 @@
-"""The command ``stimg``: the public verbs for clusters and scripts, and a look at the installation."""
+"""The command ``stimg``: the public verbs for clusters and scripts, evaluation, and a look at the installation."""
 
 import argparse
 import sys
@@ -49,6 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_walk_options(run, epochs=None)
 
+    from stimg.cli.bench import add
+
+    add(commands)
+
     doctor = commands.add_parser("doctor", help="versions, device, memory, data folders, and what is missing or does not fit")
     doctor.add_argument("--json", action="store_true", help="as JSON, for a bug report")
     return parser
@@ -69,6 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from stimg.cli.doctor import doctor
 
             return doctor(as_json=options.json)
+        if options.command == "bench":
+            from stimg.cli.bench import bench
+
+            return bench(options)
         from stimg.cli import walk
 
         return walk.demo(options) if options.command == "demo" else walk.run(options)

@@ -19,8 +19,8 @@ import numpy as np
 
 from stimg._core import keys
 from stimg._core.files import replacing
-from stimg.cli import figures
 from stimg.bench.html import Section, page
+from stimg.cli import figures
 from stimg.cli.scores import cluster_agreement, hidden_genes, log_normalised, score_genes
 
 MARK = "stimg-results.json"

@@ -2,9 +2,7 @@
 
 import gzip
 import logging
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from stimg._core import keys, validate
+from stimg.image.pixels import open_image
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,7 +22,6 @@ logger = logging.getLogger(__name__)
 ImageChoice = Literal["none", "hires", "full"]
 HIRES_PX, LOWRES_PX = 2000, 600
 """Longest side in pixels of the reduced images, as Space Ranger writes them."""
-_PILLOW = threading.Lock()
 
 
 @dataclass
@@ -99,27 +97,6 @@ def affine_scale(grid: np.ndarray, pixels: np.ndarray) -> float:
     return float(np.sqrt(abs(np.linalg.det(matrix))))
 
 
-@contextmanager
-def open_image(path: Path, size: tuple[int, int]) -> Iterator[Any]:
-    """Open an image of known size; Pillow's limit on the number of pixels is raised for this file alone and restored afterwards.
-
-    Pillow keeps that limit in one global; a lock keeps two threads of stimg from restoring each other's.
-    """
-    from PIL import Image
-
-    with _PILLOW:
-        before = Image.MAX_IMAGE_PIXELS
-        try:
-            if before is not None:
-                Image.MAX_IMAGE_PIXELS = max(before, size[0] * size[1])
-            with Image.open(path) as image:
-                if image.size != size:
-                    raise ValueError(f"{path} has {image.size} pixels (width, height), expected {size}. Copy the file again.")
-                yield image
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-
-
 def reduced(path: Path, size: tuple[int, int], longest: int) -> tuple[np.ndarray, float]:
     """Return (uint8 (y, x, 3), scale) of the image reduced to at most ``longest`` pixels on its longer side."""
     from PIL import Image
@@ -165,6 +142,7 @@ def to_anndata(section: Section, *, image: ImageChoice) -> "AnnData":
     metadata, images = dict(section.metadata), {}
     if section.image is not None:
         metadata["source_image_path"] = str(section.image)
+        metadata["source_image_scale"] = float(section.image_scale)  # pixels of that file per full-resolution pixel
         if image == "hires":
             for key, longest in (("hires", HIRES_PX), ("lowres", LOWRES_PX)):
                 pixels, scale = reduced(section.image, section.image_size, longest)

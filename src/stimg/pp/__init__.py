@@ -6,6 +6,7 @@ from stimg._core.lazy import attach
 
 if TYPE_CHECKING:
     from stimg.pp._blocks import hold_out_blocks, spatial_blocks
+    from stimg.pp._colour_statistics import colour_statistics
     from stimg.pp._rasterize import rasterize
     from stimg.pp._rasterize_points import rasterize_points
     from stimg.pp._resample import resample
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from stimg.pp._spatial_autocorr import spatial_autocorr
 
 _WHERE = {
+    "colour_statistics": "_colour_statistics",
     "hold_out_blocks": "_blocks",
     "rasterize": "_rasterize",
     "rasterize_points": "_rasterize_points",

@@ -1,6 +1,7 @@
 """Nulls and rivals for predicting expression of sections from images or from nothing."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,9 +16,13 @@ from stimg.image.lattice import neighbour_pairs
 from stimg.metrics import constant, coordinate_neighbours, depth_line, embedding_ridge, neighbour_mean, permute_labels
 from stimg.metrics._ridge import PENALTIES
 
+if TYPE_CHECKING:
+    from anndata import AnnData
+
 KINDS = ("expression",)
-COLOUR = "X_stimg_colour"
 COMPONENTS = 256
+NEAREST = 10
+"""Training observations that a coordinate null averages."""
 ONE_PENALTY = 0.1
 """Where there is one training section, so that nothing can be held out to choose by."""
 
@@ -44,17 +49,25 @@ def depth(task: Task, rng: np.random.Generator, hidden: Hidden) -> Mapping[str, 
     return {name: depth_line(values, fitted, np.maximum(hidden.depth[name], 1), train_section=section) for name in task.asked()}
 
 
+def _from_middle(adata: "AnnData") -> np.ndarray:
+    """Return row and column of each observation from the middle of its section: sections are laid on each other by their centres."""
+    rc = np.asarray(adata.obsm[keys.RC], dtype=np.float64)
+    return rc - rc.mean(axis=0)
+
+
 def _neighbours(task: Task, *, same_donor: bool) -> Prediction:
     out, used = {}, {}
     everything = np.concatenate([np.nan_to_num(task.target(a)) for a in task.train]) if task.train else np.zeros((0, len(task.genes)))
     donors = np.concatenate([[donor(a)] * a.n_obs for a in task.train])
-    where = np.concatenate([a.obsm[keys.RC] for a in task.train]).astype(np.float64)
+    where = np.concatenate([_from_middle(a) for a in task.train])
     section = np.concatenate([[library_of(a)] * a.n_obs for a in task.train])
     for name, a in task.asked().items():
         keep = (donors == donor(a)) == same_donor
         used[name] = int(keep.sum())
         out[name] = (
-            coordinate_neighbours(where[keep], everything[keep], np.asarray(a.obsm[keys.RC], dtype=np.float64), train_section=section[keep])
+            coordinate_neighbours(
+                where[keep], everything[keep], _from_middle(a), k=min(NEAREST, int(keep.sum())), train_section=section[keep]
+            )
             if keep.any()
             else np.full((a.n_obs, len(task.genes)), np.nan)
         )
@@ -63,13 +76,13 @@ def _neighbours(task: Task, *, same_donor: bool) -> Prediction:
 
 @method("coordinates, same donor", kinds=KINDS, role="null")
 def coordinates_same(task: Task, rng: np.random.Generator) -> Prediction:
-    """Mean of the training observations at nearly the same row and column in other sections of the donor; undefined where it has none."""
+    """Mean of the training observations at nearly the same place in other sections of the donor; undefined where it has none."""
     return _neighbours(task, same_donor=True)
 
 
 @method("coordinates, other donors", kinds=KINDS, role="null")
 def coordinates_other(task: Task, rng: np.random.Generator) -> Prediction:
-    """Mean of the training observations at nearly the same row and column in sections of other donors."""
+    """Mean of the training observations at nearly the same place in sections of other donors."""
     return _neighbours(task, same_donor=False)
 
 
@@ -111,7 +124,7 @@ def feature_ridge(task: Task, key: str) -> Prediction:
     return Prediction(dict(zip(asked, np.split(found.values, ends), strict=True)), tuple(fitted), {"penalty": found.penalty})
 
 
-@method("colour ridge", kinds=KINDS, role="rival", needs=(COLOUR,))
+@method("colour ridge", kinds=KINDS, role="rival", needs=(keys.COLOUR,))
 def colour_ridge(task: Task, rng: np.random.Generator) -> Prediction:
     """Ridge on 48 colour statistics of the image around each observation (:func:`stimg.pp.colour_statistics`)."""
-    return feature_ridge(task, COLOUR)
+    return feature_ridge(task, keys.COLOUR)

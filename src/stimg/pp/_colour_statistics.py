@@ -1,0 +1,121 @@
+"""Colour of the image around each observation: the simplest thing that sees pixels."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stimg._core import keys, provenance, validate
+from stimg.data.ledger import remember
+from stimg.data.slots import library_rows, raster_libraries
+from stimg.data.tables import table_of
+from stimg.image.colour import WINDOWS_UM
+from stimg.image.colour import colour_statistics as statistics
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+TODO = "Pass `image=` with a path or an array (y, x, 3) for each library."
+
+
+def colour_statistics(
+    data: "AnnData | SpatialData",
+    *,
+    image: Mapping[str, Any] | str | Path | np.ndarray | None = None,
+    windows_um: Sequence[float] = WINDOWS_UM,
+    library_key: str = keys.LIBRARY,
+    key_added: str = keys.COLOUR,
+    table_key: str = "table",
+) -> None:
+    """Write ``obsm["X_stimg_colour"]`` (float32, n_obs x 48): optical density of red, green and blue in windows around each observation.
+
+    Mean, standard deviation, 10th and 90th percentile of three channels in four windows: what any model of the image has to beat.
+
+    Parameters
+    ----------
+    data
+        Observations on a raster (:func:`stimg.pp.rasterize`) with ``obsm["spatial"]`` in pixels of the full-resolution image.
+    image
+        Full-resolution image of each library: a path or uint8 (y, x, 3), by library where there are several. None: the file named in
+        ``uns["spatial"][library]["metadata"]["source_image_path"]`` where it exists, else the ``"hires"`` image kept there.
+    windows_um
+        Sides of the square windows in µm, rising.
+    library_key
+        Column of ``obs`` with the library.
+    key_added
+        Slot to write.
+    table_key
+        Table of a SpatialData.
+
+    Raises
+    ------
+    KeyError
+        Where the raster is missing, or a library has no image.
+    ValueError
+        For an image that cannot be read, or observations whose smallest window has no pixel.
+
+    Notes
+    -----
+    Nothing is fitted, and no count is read. ``uns["stimg"]["X_stimg_colour"]`` names the columns and says how large a part of the largest
+    window lies outside the image.
+    """
+    adata = table_of(data, table_key)
+    rasters = raster_libraries(adata, library_key)
+    xy = validate.obsm(adata, keys.SPATIAL, columns=2, todo="Coordinates in pixels of the full-resolution image are needed.")
+    out: np.ndarray | None = None
+    names: list[str] = []
+    padded = np.zeros(adata.n_obs)
+    for library, rows in library_rows(adata.obs[library_key]).items():
+        pixels, scale = _pixels(adata, library, image, alone=len(rasters) == 1)
+        affine = np.asarray(rasters[library].spec.affine, dtype=np.float64)[:, :2]
+        mpp = rasters[library].spec.pitch_um / float(np.sqrt(abs(np.linalg.det(affine))))
+        found = statistics(pixels, xy[rows, ::-1] * scale, mpp=mpp / scale, windows_um=windows_um)
+        if out is None:
+            out, names = np.zeros((adata.n_obs, found.values.shape[1]), dtype=np.float32), list(found.names)
+        out[rows], padded[rows] = found.values, found.padded
+    adata.obsm[key_added] = out
+    provenance.record(
+        adata,
+        key_added,
+        verb="stimg.pp.colour_statistics",
+        columns=names,
+        windows_um=list(windows_um),
+        padded=float(padded.mean()),
+        library_key=library_key,
+        unit="optical density",
+    )
+    remember(adata, key_added)
+    logger.info("Wrote adata.obsm[%r]: %d observations x %d, %.1f %% of the windows outside", key_added, *out.shape, 100 * padded.mean())  # type: ignore[union-attr]
+
+
+def _pixels(adata: "AnnData", library: str, image: Any, *, alone: bool) -> tuple[np.ndarray, float]:
+    """Return the pixels of a library's image, and pixels of it per full-resolution pixel."""
+    if isinstance(image, Mapping):
+        if library not in image:
+            raise KeyError(f"image has nothing for library {library!r} (found {sorted(image)}). {TODO}")
+        image = image[library]
+    elif image is not None and not alone:
+        raise ValueError(f"One image for several libraries; wanted one for each. {TODO}")
+    if image is not None:
+        return (_read(image) if isinstance(image, str | Path) else np.asarray(image)), 1.0
+    entry = adata.uns.get("spatial", {}).get(library, {})
+    path = Path(str(entry.get("metadata", {}).get("source_image_path", "")))
+    factors = entry.get("scalefactors", {})
+    if path.is_file() and "tissue_hires_scalef" in factors:
+        return _read(path), float(entry.get("metadata", {}).get("source_image_scale", 1.0))
+    if "hires" in entry.get("images", {}):
+        pixels = np.asarray(entry["images"]["hires"])
+        if pixels.dtype.kind == "f":
+            pixels = np.round(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+        return pixels[..., :3], float(factors["tissue_hires_scalef"])
+    raise KeyError(f"adata.uns['spatial'][{library!r}] names no image file that exists and holds no 'hires' image. {TODO}")
+
+
+def _read(path: str | Path) -> np.ndarray:
+    from stimg.image.pixels import read_rgb
+
+    return read_rgb(Path(path))
