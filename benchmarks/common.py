@@ -1,4 +1,4 @@
-"""Shared by the benchmark scripts: loading, scores, tables."""
+"""Shared by the benchmark scripts: options, results, tables."""
 
 import json
 import platform
@@ -7,27 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 RESULTS = Path(__file__).parent / "results"
-HER2ST = {
-    "B": ["B1", "B2", "B3", "B4", "B5", "B6"],
-    "C": ["C1", "C2", "C3", "C4", "C5"],
-    "D": ["D1", "D2", "D3", "D4", "D5", "D6"],
-    "E": ["E1", "E2", "E3"],
-}
-
-
-def per_gene_pearson(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return Pearson's r of each column (n_obs, genes); 0 where it is not defined (a constant)."""
-    p, t = predicted - predicted.mean(0), truth - truth.mean(0)
-    scale = np.sqrt((p * p).sum(0) * (t * t).sum(0))
-    return np.divide((p * t).sum(0), scale, out=np.zeros(p.shape[1]), where=scale > 1e-12)
-
-
-def log_cp10k(counts: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Return log1p counts per 10,000 of ``depth`` (n_obs,)."""
-    return np.log1p(1e4 * counts / np.maximum(depth, 1)[:, None])
 
 
 def save(name: str, protocol: Mapping[str, Any], values: Any) -> Path:

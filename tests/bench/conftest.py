@@ -50,3 +50,9 @@ def slides(_slides):
 def loaded(slides):
     """The same as a protocol gets them."""
     return stimg.bench.load_sections(slides)
+
+
+@pytest.fixture(scope="session")
+def section_of():
+    """The function that makes such a section, of any shape."""
+    return make_section

@@ -264,7 +264,7 @@ def test_finished_predictions_from_layers_and_arrays(slides, protocol):
     table = report.summary()["value"].unstack("metric").droplevel("stratum")
     assert table.loc["layer", "mean_r"] == pytest.approx(1, abs=1e-6)
     assert table.loc["tables", "mean_r"] == pytest.approx(1)
-    assert [s for s in report.data["stamps"] if s.startswith("NOT CHECKED: 'layer'")]
+    assert [s for s in report.data["stamps"] if s.startswith("NOT CHECKED: layer")]
     seen = seen_of(slides["A1"], who="net", kind="model")
     for name in ("B1", "B2", "C1"):
         stimg.bench.remember(slides[name], "mine", seen)

@@ -12,6 +12,7 @@ CHANNELS = "channels"
 LIBRARY = "library_id"
 DONOR = "donor"
 SPLIT = "stimg_split"
+FOLD = "stimg_fold"
 BLOCK = "stimg_block"
 CHANNEL = "stimg_channel"
 CHANNEL_ORDER = "stimg_channel_order"
@@ -54,7 +55,8 @@ SLOTS: tuple[Slot, ...] = (
     Slot('obs["cell_type"]', "stimg.datasets.simulate of Xenium", "type of the simulated cell, categorical"),
     Slot(f'obs["{BLOCK}"]', "stimg.pp.spatial_blocks", "contiguous spatial block of the observation, categorical"),
     Slot(f'obs["{BLOCK}_border"]', "stimg.pp.spatial_blocks with buffer_um", "True within the buffer of another block"),
-    Slot(f'obs["{SPLIT}"]', "stimg.pp.hold_out_blocks", "train, test or buffer, categorical"),
+    Slot(f'obs["{SPLIT}"]', "stimg.pp.split, stimg.pp.hold_out_blocks", "train, validation, test or buffer, categorical"),
+    Slot(f'obs["{FOLD}"]', "stimg.pp.split with n_folds", "int32, number of the fold in which the observation is tested, -1 for none"),
     Slot('obs["n_merged"]', "stimg.pp.resample", "number of observations that contributed to the pixel"),
     Slot(
         'obs["region"], obs["instance_id"], obs["spot_id"]',
@@ -68,9 +70,7 @@ SLOTS: tuple[Slot, ...] = (
         "int32 (row, col) on the raster of the observation's library, (-1, -1) where not on it",
     ),
     Slot('obsm["stimg_truth_proportions"]', "stimg.datasets.simulate", "share of each cell type under the observation, a table"),
-    Slot(
-        f'obsm["{COLOUR}"]', "stimg.pp.colour_statistics", "float32 optical density of the image around the observation, n_obs x 48"
-    ),
+    Slot(f'obsm["{COLOUR}"]', "stimg.pp.colour_statistics", "float32 optical density of the image around the observation, n_obs x 48"),
     Slot('obsm["X_stimg_<model>"]', "stimg.tl.embed", "float32 embedding, n_obs x dim; NaN where not on the raster"),
     Slot('layers["stimg_<model>"]', "stimg.tl.impute_genes", "float32 log(1 + counts per 10,000) of the genes asked for, NaN elsewhere"),
     Slot(
@@ -90,6 +90,9 @@ SLOTS: tuple[Slot, ...] = (
     Slot('uns["spatial"][<library>]', f"{_READERS}, {_TABLES}", "images, scalefactors and metadata, the scverse convention"),
     Slot(f'uns["{UNS}"]["{RASTER}"][<library>]', f"stimg.pp.rasterize, {_TABLES}", "the RasterSpec of the library, as plain values"),
     Slot(f'uns["{UNS}"]["{CHANNELS}"]', "stimg.pp.select_genes", "rule, parameters and hash of the observations it was fitted on"),
+    Slot(
+        f'uns["{UNS}"]["{SPLIT}"]["manifest"], uns["{UNS}"]["{FOLD}"]["manifest"]', "stimg.pp.split", "the manifest of the split, JSON text"
+    ),
     Slot(f'uns["{MORAN}"]', "stimg.pp.spatial_autocorr", "Moran's I of every gene, a table as squidpy writes it"),
     Slot(f'uns["{GEARY}"]', "stimg.pp.spatial_autocorr", "Geary's C of every gene, a table as squidpy writes it"),
     Slot(

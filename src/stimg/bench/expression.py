@@ -13,7 +13,7 @@ from stimg._core.ledger import Seen
 from stimg._core.registry import Registry
 from stimg.bench import sections as _sections
 from stimg.bench.protocol import Fold, Hidden, Metric, Protocol, Scored, Task, leave_one_out, library_of
-from stimg.data.ledger import seen_of
+from stimg.bench.sections import shared_genes
 from stimg.data.slots import raster_libraries
 from stimg.image.lattice import neighbour_pairs
 from stimg.metrics import (
@@ -141,15 +141,6 @@ GeneRule = Callable[[Mapping[str, "AnnData"], Panel], list[str]]
 GENE_RULES: Registry[GeneRule] = Registry("gene rule")
 
 
-def shared_genes(found: Mapping[str, "AnnData"]) -> list[str]:
-    """Return the genes that all sections list, in the order of the first."""
-    first, *others = found.values()
-    names = first.var_names
-    for other in others:
-        names = names[names.isin(other.var_names)]
-    return [str(n) for n in names]
-
-
 def _pooled(found: Mapping[str, "AnnData"], genes: Sequence[str]) -> tuple[sp.csr_matrix, np.ndarray]:
     """Return the counts of ``genes`` in all sections under each other, CSR, and their full depth."""
     parts = [a[:, list(genes)].X for a in found.values()]
@@ -173,16 +164,19 @@ def _highest_mean(found: Mapping[str, "AnnData"], panel: Panel) -> list[str]:
 def _residual_variance(found: Mapping[str, "AnnData"], panel: Panel) -> list[str]:
     """Genes whose log variance lies most above a parabola through log mean, of log(1 + counts per 10,000); detected in over 10 % of observations."""
     names = shared_genes(found)
-    genes = np.asarray(names)
     counts, depth = _pooled(found, names)
-    often = np.flatnonzero(np.bincount(counts.indices, minlength=len(genes)) > 0.1 * counts.shape[0])
-    values = counts[:, often].astype(np.float64)
-    values.data = np.log1p(1e4 * values.data / np.repeat(depth, np.diff(values.indptr)))
-    mean = np.asarray(values.mean(axis=0)).ravel()
-    variance = np.asarray(values.multiply(values).mean(axis=0)).ravel() - mean**2
-    x, y = np.log10(np.maximum(mean, 1e-12)), np.log10(np.maximum(variance, 1e-12))
+    mean, variance = _moments(np.log1p(1e4 * counts.data / np.repeat(depth, np.diff(counts.indptr))), counts)
+    often = np.flatnonzero(np.bincount(counts.indices, minlength=len(names)) > 0.1 * counts.shape[0])
+    x, y = (np.log10(np.maximum(v[often], 1e-12)) for v in (mean, variance))
     trend = np.polynomial.Polynomial.fit(x, y, 2)(x) if len(often) > 3 else np.zeros(len(often))
-    return _first(y - trend, panel.n, genes[often].tolist())
+    return _first(y - trend, panel.n, [names[i] for i in often])
+
+
+def _moments(data: np.ndarray, counts: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance of each column of a sparse matrix that has ``data`` in the places of ``counts``."""
+    n, width = counts.shape
+    mean = np.bincount(counts.indices, weights=data, minlength=width) / n
+    return mean, np.bincount(counts.indices, weights=data * data, minlength=width) / n - mean**2
 
 
 @GENE_RULES.register("published list")
@@ -211,10 +205,8 @@ def _detected_everywhere(found: Mapping[str, "AnnData"], panel: Panel) -> list[s
 def _variance_of_logs(found: Mapping[str, "AnnData"], panel: Panel) -> list[str]:
     """Genes with the largest variance of log(1 + counts) over all observations."""
     genes = shared_genes(found)
-    values = _pooled(found, genes)[0].astype(np.float64)
-    values.data = np.log1p(values.data)
-    mean = np.asarray(values.mean(axis=0)).ravel()
-    return _first(np.asarray(values.multiply(values).mean(axis=0)).ravel() - mean**2, panel.n, genes)
+    counts, _ = _pooled(found, genes)
+    return _first(_moments(np.log1p(counts.data.astype(np.float64)), counts)[1], panel.n, genes)
 
 
 @GENE_RULES.register("mean and spread")
@@ -235,10 +227,8 @@ def _mean_and_spread(found: Mapping[str, "AnnData"], panel: Panel) -> list[str]:
         variable = scanpy.pp.highly_variable_genes(part, n_top_genes=min(2000, part.n_vars), inplace=False)["highly_variable"].to_numpy()
         union |= set(part.var_names[variable])
     candidates = [g for g in genes if g in union]
-    values = _pooled(found, candidates)[0].astype(np.float64)
-    values.data = np.log2(1.0 + values.data)
-    mean = np.asarray(values.mean(axis=0)).ravel()
-    spread = np.asarray(values.multiply(values).mean(axis=0)).ravel() - mean**2
+    counts, _ = _pooled(found, candidates)
+    mean, spread = _moments(np.log2(1.0 + counts.data), counts)
     place = np.empty((2, len(candidates)), dtype=np.int64)
     for i, score in enumerate((mean, spread)):
         place[i, np.argsort(-score, kind="stable")] = np.arange(len(candidates))
@@ -303,7 +293,7 @@ class ExpressionProtocol(Protocol):
                     f"protocol {self.name!r}: panel {panel.name!r} has {len(chosen[panel.name])} genes in these sections; wanted at least {FEWEST_GENES}. "
                     "Take sections that share more genes, or another protocol."
                 )
-            seen += [seen_of(a, who=f"{panel.name} of protocol {self.name}", kind="gene list") for a in visible.values()]
+            seen.append(_sections.seen_together(visible, who=f"{panel.name} of protocol {self.name}", kind="gene list"))
         return chosen, seen
 
     def truth(self, adata: "AnnData", genes: Sequence[str]) -> np.ndarray:

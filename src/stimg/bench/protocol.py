@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stimg._core import keys
-from stimg._core.ledger import Seen
+from stimg._core.ledger import Leak, Seen
 from stimg._core.registry import Registry
 
 if TYPE_CHECKING:
@@ -113,6 +113,10 @@ class Hidden:
         Mean of the target over the training observations, float64 (genes,).
     seen
         What the protocol itself has read to set the task (gene lists, normalisers).
+    leaks
+        Leaks of the protocol itself that were found when the task was set, such as training labels beside those of the test.
+    level
+        What must not be shared in this fold, where it is not what the protocol says of all.
     extra
         What else scoring needs.
     """
@@ -123,6 +127,8 @@ class Hidden:
     sections: tuple["AnnData", ...] = ()
     training_mean: np.ndarray | None = None
     seen: tuple[Seen, ...] = ()
+    leaks: tuple[Leak, ...] = ()
+    level: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -178,6 +184,13 @@ class Protocol(ABC):
         text = json.dumps({"class": type(self).__name__, **_plain(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def load(self, data: Any, **options: Any) -> tuple[list["AnnData"], dict[str, "AnnData"]]:
+        """Return the objects behind ``data``, and from them the sections; ``options`` are those of :func:`stimg.bench.load_sections`."""
+        from stimg.bench import sections  # which needs the Fold of this module
+
+        objects = sections.read(data)
+        return objects, sections.load_sections(objects, **options)
+
     @abstractmethod
     def folds(self, sections: Mapping[str, "AnnData"]) -> list[Fold]:
         """Return the divisions of the sections; a ValueError where they do not suffice."""
@@ -215,6 +228,13 @@ class Protocol(ABC):
                 )
             out[name] = array
         return out
+
+    def pool(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the parts of a run (the rows and details of each fold, method and seed) as they are reported: as they are.
+
+        A protocol whose score needs the predictions of all folds together puts it in here.
+        """
+        return parts
 
     def maps(self, task: Task, hidden: Hidden, values: Mapping[str, Any], scored: Scored) -> list[dict[str, Any]]:
         """Return what a report draws as maps, worst cases first: the raster, truth and prediction of single genes in single sections.

@@ -41,7 +41,7 @@ FIELDS = {
     "metrics": ("name", "what", "more_is_better", "aggregate"),
     "scores": ("fold", "method", "seed", "library", "donor", "n_obs", "n_undefined"),
     "summary": ("method", "metric", "stratum", "value", "low", "high", "n_donors", "seed_sd", "n_seeds", "by_donor", "by_fold"),
-    "ledger": ("fold", "method", "seed", "declared", "leaks"),
+    "ledger": ("fold", "method", "seed", "declared", "silent", "leaks"),
     "cost": ("fold", "method", "seed", "seconds", "processor_seconds", "peak_mb"),
 }
 """Keys of each entry."""
@@ -171,7 +171,7 @@ def assemble(
     """Return the report of finished parts; the same parts always give the same report."""
     where = ("fold", "method", "seed")
     scores = [{**{k: part[k] for k in where}, **row} for part in parts for row in part["rows"]]
-    frames = [pd.DataFrame(part["details"]).assign(**{k: part[k] for k in where}) for part in parts if part["details"]]
+    frames = [pd.DataFrame({**{k: part[k] for k in where}, **part["details"]}) for part in parts if part["details"]]
     details = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     ledger = [{**{k: part[k] for k in where}, **part["ledger"]} for part in parts]
     return Report(
@@ -209,9 +209,9 @@ def _bare(value: Any) -> Any:
 def _stamps(ledger: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return what must stand over every table: leaks that were allowed, and predictions that do not say what they have seen."""
     leaks = sorted({leak for entry in ledger for leak in entry["leaks"]})
-    silent = sorted({entry["method"] for entry in ledger if not entry["declared"]})
+    silent = sorted({name for entry in ledger for name in entry["silent"]})
     out = [f"LEAKAGE ALLOWED: {leak}" for leak in leaks]
-    return out + [f"NOT CHECKED: {name!r} does not say what it has seen" for name in silent]
+    return out + [f"NOT CHECKED: {name} does not say what it has seen" for name in silent]
 
 
 def summarise(scores: Sequence[Mapping[str, Any]], protocol: Protocol, methods: Sequence[str]) -> list[dict[str, Any]]:
@@ -232,7 +232,7 @@ def summarise(scores: Sequence[Mapping[str, Any]], protocol: Protocol, methods: 
                     continue
                 put_together = np.median if metric.aggregate == "median" else np.mean
                 units = part.groupby(["fold", "library", "donor"], sort=True)[metric.name].mean().reset_index()
-                by_seed = part.groupby("seed")[metric.name].agg(put_together).to_numpy(dtype=np.float64)
+                by_seed = part.groupby("seed")[metric.name].agg(metric.aggregate).to_numpy(dtype=np.float64)
                 values = units[metric.name].to_numpy(dtype=np.float64)
                 interval = cluster_bootstrap(values, units["donor"].to_numpy(), level=LEVEL, statistic=metric.aggregate, rng=0)
                 spread = seed_spread(by_seed)
@@ -247,8 +247,8 @@ def summarise(scores: Sequence[Mapping[str, Any]], protocol: Protocol, methods: 
                         "n_donors": int(interval.n_clusters),
                         "seed_sd": _bare(float(spread.sd)),
                         "n_seeds": len(by_seed),
-                        "by_donor": {str(k): _bare(float(v)) for k, v in units.groupby("donor")[metric.name].agg(put_together).items()},
-                        "by_fold": {str(k): _bare(float(v)) for k, v in units.groupby("fold")[metric.name].agg(put_together).items()},
+                        "by_donor": {str(k): _bare(float(v)) for k, v in units.groupby("donor")[metric.name].agg(metric.aggregate).items()},
+                        "by_fold": {str(k): _bare(float(v)) for k, v in units.groupby("fold")[metric.name].agg(metric.aggregate).items()},
                     }
                 )
     return out

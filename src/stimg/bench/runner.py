@@ -1,35 +1,35 @@
 """Running a protocol: folds, methods, seeds; every finished part is kept, so that a run that was killed goes on where it stopped."""
 
-import json
 import logging
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from stimg._core import files, hashing, keys, validate
+from stimg._core import hashing, keys, validate
 from stimg._core.ledger import Leak, LeakageError, Seen
 from stimg._core.progress import track
 from stimg._core.rng import derive
+from stimg.bench import leaks as _leaks
 from stimg.bench import method as _method
 from stimg.bench import protocol as _protocol
 from stimg.bench import sections as _sections
 from stimg.bench.method import Method, Prediction
-from stimg.bench.protocol import Fold, Hidden, Protocol, Task, library_of
+from stimg.bench.protocol import Fold, Hidden, Protocol, Task
 from stimg.bench.report import Report, assemble
-from stimg.data.ledger import find_leaks, recall, seen_of
+from stimg.bench.store import Store
+from stimg.data.ledger import recall
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
-PARTS, RUN = "parts", "run.json"
 PACKAGES = ("stimg", "numpy", "scipy", "pandas", "anndata", "scanpy", "scikit-learn", "torch", "scvi-tools")
 
 
@@ -104,9 +104,8 @@ def run(
     np.float64(0.0)
     """
     chosen = _protocol.get(protocol)
-    objects = _sections.read(data)
-    found = _sections.load_sections(
-        objects,
+    objects, found = chosen.load(
+        data,
         layer=layer,
         library_key=library_key,
         donor_key=donor_key,
@@ -128,16 +127,17 @@ def run(
         "inputs": _fingerprint(predictions),
         "allow_leakage": allow_leakage,
     }
-    store = _Store(None if out is None else Path(out), facts, overwrite=overwrite)
+    store = Store(None if out is None else Path(out), facts, overwrite=overwrite)
     jobs = [(f, m, s) for f in folds for m in listed for s in (wanted if m.seeded else wanted[:1])]
-    current: tuple[str, Task, Hidden] | None = None
+    case: _Case | None = None
     for fold, each, seed in track(jobs, desc=f"bench {chosen.name}", progress=progress):
         name = hashing.of_strings([fold.name, each.name, seed])
         if store.has(name):
             continue
-        if current is None or current[0] != fold.name:
-            current = (fold.name, *chosen.task(found, fold))
-        store.put(name, _part(chosen, current[1], current[2], fold, each, seed, fitted, allow_leakage=allow_leakage))
+        if case is None or case.fold != fold:
+            task, hidden = chosen.task(found, fold)
+            case = _Case(fold, task, hidden, _leaks.of_fold(chosen, task, hidden), *_leaks.of_features(task, features))
+        store.put(name, _part(chosen, case, each, seed, fitted, allow_leakage=allow_leakage))
     report = assemble(
         chosen,
         folds=folds,
@@ -148,7 +148,7 @@ def run(
         split=split,
         methods=listed,
         seeds=wanted,
-        parts=[store.get(hashing.of_strings([f.name, m.name, s])) for f, m, s in jobs],
+        parts=chosen.pool([store.get(hashing.of_strings([f.name, m.name, s])) for f, m, s in jobs]),
         software=software(),
         machine={"platform": platform.platform(), "processor": platform.machine(), "python": platform.python_version()},
     )
@@ -156,6 +156,17 @@ def run(
         report.save(out)
     logger.info("bench %s: %d folds, %d methods, %d parts", chosen.name, len(folds), len(listed), len(jobs))
     return report
+
+
+class _Case(NamedTuple):
+    """One fold, made once for all methods: what they get, what they do not, and the leaks that are there before any of them."""
+
+    fold: Fold
+    task: Task
+    hidden: Hidden
+    leaks: list[Leak]
+    features: list[Seen]
+    silent: list[str]
 
 
 def software() -> dict[str, str]:
@@ -250,22 +261,23 @@ def _given(name: str, given: Any, objects: Sequence["AnnData"], library_key: str
     return Method(name, answer, ("any",), "model", "finished predictions")
 
 
-def _part(
-    protocol: Protocol, task: Task, hidden: Hidden, fold: Fold, each: Method, seed: int, fitted: Any, *, allow_leakage: bool
-) -> dict[str, Any]:
+def _part(protocol: Protocol, case: "_Case", each: Method, seed: int, fitted: Any, *, allow_leakage: bool) -> dict[str, Any]:
     """Return the scores of one method on one fold, as plain values."""
+    task, hidden, fold = case.task, case.hidden, case.fold
     rng = derive(seed, *(int(h) for h in hashing.of_names([fold.name, each.name]) % np.uint64(2**31)))
     wall, cpu = time.perf_counter(), time.process_time()
     answer = each.function(task, rng, hidden) if each.role == "audit" else each.function(task, rng)
     answer = answer if isinstance(answer, Prediction) else Prediction(answer)
     seconds = time.perf_counter() - wall, time.process_time() - cpu
-    own = [*recall(answer.fitted), *(recall(fitted) if each.role == "model" else [])]
-    leaks = _leaks(protocol, task, hidden, own)
+    own = [*recall(answer.fitted), *([*recall(fitted), *case.features] if each.role == "model" else [])]
+    leaks = _leaks.together([*case.leaks, *_leaks.of_fitted(protocol, hidden, own)])
     if leaks and not allow_leakage:
         raise LeakageError(leaks)
     values = protocol.check(task, answer.values, f"method {each.name!r}")
     scored = protocol.score(task, hidden, values)
-    declared = each.role != "model" or bool(own) or answer.notes.get("ledger") != "undeclared"
+    silent = [f"obsm[{key!r}]" for key in case.silent] if each.role == "model" else []
+    if answer.notes.get("ledger") == "undeclared" and not own:
+        silent.append(each.name)
     return {
         "fold": fold.name,
         "method": each.name,
@@ -274,45 +286,13 @@ def _part(
         "details": _plain(scored.details.to_dict(orient="list")),
         "maps": _plain(protocol.maps(task, hidden, values, scored)) if each.role in ("rival", "model") else [],
         "notes": _plain(answer.notes),
-        "ledger": {"declared": declared, "leaks": [str(leak) for leak in leaks]},
+        "ledger": {"declared": not silent, "silent": silent, "leaks": [str(leak) for leak in leaks]},
         "cost": {
             "seconds": seconds[0],
             "processor_seconds": seconds[1],
             "peak_mb": peak_mb(),
         },
     }
-
-
-def _leaks(protocol: Protocol, task: Task, hidden: Hidden, own: Sequence[Seen]) -> list[Leak]:
-    """Return what the protocol, the training sections and the fitted things have seen of the test sections."""
-    train = [seen_of(a, who="training sections", kind="model") for a in task.train] if protocol.level != "observation" else []
-    sources = [*hidden.seen, *train, *own]
-    pictures = _pictures(hidden.sections) if any(len(s.images) for s in sources) else []
-    found: dict[tuple[str, str, str], Leak] = {}
-    for whole in hidden.sections:
-        for leak in find_leaks(whole, sources, level=protocol.level, images=pictures):
-            key = (leak.who, leak.kind, leak.by)
-            before = found.get(key)
-            where = leak.where or (library_of(whole),)
-            found[key] = (
-                leak
-                if before is None
-                else replace(leak, n=before.n + leak.n, of=before.of + leak.of, where=tuple(dict.fromkeys(before.where + where)))
-            )
-    return list(found.values())
-
-
-def _pictures(whole: Iterable["AnnData"]) -> list[int]:
-    from stimg.image.perceptual import image_hash
-
-    out = []
-    for adata in whole:
-        for entry in adata.uns.get("spatial", {}).values():
-            images = entry.get("images", {})
-            if images:
-                pixels = np.asarray(images.get("hires", next(iter(images.values()))))[..., :3]
-                out.append(int(image_hash(pixels if pixels.dtype.kind != "f" else np.round(255 * np.clip(pixels, 0, 1)).astype(np.uint8))))
-    return out
 
 
 def _plain(value: Any) -> Any:
@@ -328,56 +308,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
-
-
-class _Store:
-    """Finished parts: in memory, or each in a file of its own that is whole or not there."""
-
-    def __init__(self, out: Path | None, facts: Mapping[str, Any], *, overwrite: bool) -> None:
-        self.folder = None if out is None else out / PARTS
-        self.kept: dict[str, dict[str, Any]] = {}
-        if out is None:
-            return
-        text = json.dumps(dict(facts), indent=1, sort_keys=True)
-        known = out / RUN
-        if known.is_file() and known.read_text(encoding="utf-8") != text:
-            before = json.loads(known.read_text(encoding="utf-8"))
-            differs = sorted(k for k in facts if before.get(k) != json.loads(text)[k])
-            if not overwrite:
-                raise FileExistsError(
-                    f"{out} holds another run (it differs in {differs}). Choose another folder, or pass overwrite=True to replace it."
-                )
-            for old in (out / PARTS).glob("*.json"):
-                old.unlink()
-        elif out.exists() and not known.is_file() and any(out.iterdir()) and not overwrite:
-            raise FileExistsError(f"{out} is not empty and holds no run. Choose another folder, or pass overwrite=True.")
-        with files.replacing(known, overwrite=True) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-
-    def _path(self, name: str) -> Path | None:
-        return None if self.folder is None else self.folder / f"{name}.json"
-
-    def has(self, name: str) -> bool:
-        """Return whether the part is finished; a damaged file counts as not finished."""
-        path = self._path(name)
-        if path is None:
-            return name in self.kept
-        if name not in self.kept and path.is_file():
-            try:
-                self.kept[name] = json.loads(path.read_text(encoding="utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError):
-                logger.info("%s is damaged; that part is run again", path)
-        return name in self.kept
-
-    def put(self, name: str, part: Mapping[str, Any]) -> None:
-        """Keep a finished part."""
-        text = json.dumps(part, allow_nan=False)
-        self.kept[name] = json.loads(text)
-        path = self._path(name)
-        if path is not None:
-            with files.replacing(path, overwrite=True) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-
-    def get(self, name: str) -> dict[str, Any]:
-        """Return a finished part."""
-        return self.kept[name]

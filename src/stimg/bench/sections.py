@@ -10,8 +10,10 @@ import pandas as pd
 import scipy.sparse as sp
 
 from stimg._core import hashing, keys, validate
+from stimg._core.ledger import Seen, merged
 from stimg._core.panel import is_control
 from stimg.bench.protocol import Fold
+from stimg.data.ledger import seen_of
 from stimg.data.slots import library_rows
 
 if TYPE_CHECKING:
@@ -196,6 +198,21 @@ def _donors(adata: "AnnData", library: pd.Series, donor_key: str, missing: str) 
             values = [f"{name} (own group)"]
         found[name] = values[0]
     return found
+
+
+def shared_genes(found: Mapping[str, "AnnData"]) -> list[str]:
+    """Return the genes that all sections list, in the order of the first."""
+    first, *others = found.values()
+    names = first.var_names
+    for other in others:
+        names = names[names.isin(other.var_names)]
+    return [str(n) for n in names]
+
+
+def seen_together(found: Mapping[str, "AnnData"], *, who: str, kind: str) -> Seen:
+    """Return one record of all observations of some sections, over the genes that they share."""
+    genes = shared_genes(found)
+    return merged([seen_of(a, who=who, kind=kind, genes=genes) for a in found.values()], who=who, kind=kind)
 
 
 def groups(found: Mapping[str, "AnnData"], level: str) -> dict[str, str]:

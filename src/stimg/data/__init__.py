@@ -12,10 +12,12 @@ _NAMES = {
     "InferenceDataset": "inference",
     "Library": "library",
     "RasterLibrary": "slots",
+    "SplitManifest": "manifest",
     "channel_rule": "channels",
     "channel_rules": "channels",
     "collate": "crops",
     "libraries": "library",
+    "near_duplicates": "duplicates",
     "raster_libraries": "slots",
 }
 """Public name to the module of this package that defines it."""

@@ -14,7 +14,6 @@ import pandas as pd
 
 from stimg._core import hashing, keys, validate
 from stimg._core.files import replacing
-from stimg.data.ledger import contents
 from stimg.data.slots import library_rows
 
 if TYPE_CHECKING:
@@ -79,22 +78,31 @@ class Masks(NamedTuple):
     buffer: np.ndarray
 
 
+def _pieces(name: str, known: Iterable[str]) -> list[str]:
+    """Return the known names that ``name`` is made of when they are written one after the other; none where it is not."""
+    for first in (k for k in known if k and name.startswith(k)):
+        rest = name[len(first) :]
+        after = _pieces(rest, known) if rest else []
+        if not rest or after:
+            return [first, *after]
+    return []
+
+
 def unknown_names(wanted: Iterable[str], known: Iterable[str], argument: str, what: str) -> None:
-    """Raise a ValueError that lists the names that are not there, and says where a comma may be missing."""
-    wanted, known = list(wanted), sorted(known)
-    unknown = [name for name in wanted if name not in known]
+    """Raise a ValueError that lists the names that are not known, and says where a comma may be missing."""
+    known = sorted(known)
+    unknown = sorted(set(wanted) - set(known))
     if not unknown:
         return
-    hints = []
+    hints = ""
     for name in unknown:
-        joined = next(((a, b) for a in known for b in known if name == a + b), None)
-        close = difflib.get_close_matches(name, known, n=1)
-        if joined:
-            hints.append(f" {name!r} is {joined[0]!r} and {joined[1]!r} written together: is a comma missing?")
+        pieces, close = _pieces(name, known), difflib.get_close_matches(name, known, n=1)
+        if pieces:
+            hints += f" {name!r} is {' and '.join(repr(p) for p in pieces)} written together: is a comma missing?"
         elif close:
-            hints.append(f" Did you mean {close[0]!r} for {name!r}?")
+            hints += f" Did you mean {close[0]!r} for {name!r}?"
     shown = ", ".join(repr(name) for name in known[:40]) + (", ..." if len(known) > 40 else "")
-    raise ValueError(f"{argument} names {what}s that are not there: {unknown}.{''.join(hints)} The {what}s are [{shown}].")
+    raise ValueError(f"{argument} names {len(unknown)} unknown {what}s: {unknown}.{hints} Known are [{shown}].")
 
 
 def _digest(values: Mapping[str, Any]) -> str:
@@ -124,6 +132,8 @@ class SplitManifest:
         Suspicious pairs of sections (:func:`stimg.data.near_duplicates`).
     merged
         Groups (donors, sections) that were treated as one because sections of theirs are duplicates.
+    not_judged
+        Sections that could not be compared with the others: too few observations with enough detected genes.
 
     Raises
     ------
@@ -140,8 +150,8 @@ class SplitManifest:
     ...
     ValueError: Division 'split' has sections of the donor 'A' in train and in test; ...
     >>> manifest = SplitManifest("donor", sections, [Division("split", train=("A1", "A2"), test=("B1",))])
-    >>> manifest.hash
-    '...'
+    >>> manifest.shared_donors, len(manifest.hash)
+    ((), 16)
     """
 
     level: str
@@ -151,13 +161,16 @@ class SplitManifest:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     near_duplicates: Sequence[Mapping[str, Any]] = ()
     merged: Sequence[Sequence[str]] = ()
+    not_judged: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("sections", "divisions", "near_duplicates"):
+        for name in ("sections", "divisions", "near_duplicates", "not_judged"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "merged", tuple(tuple(group) for group in self.merged))
         validate.one_of(self.level, LEVELS, "level")
-        for found, what in ((self.libraries, "sections"), ([d.name for d in self.divisions], "divisions"), (self._units(), "blocks")):
-            validate.unique_names(pd.Index(list(found)), f"{what} of the manifest", todo="Name each once.")
+        blocks = [block for s in self.sections for block in s.blocks]
+        for found, what in ((list(self.libraries), "sections"), ([d.name for d in self.divisions], "divisions"), (blocks, "blocks")):
+            validate.unique_names(pd.Index(found), f"{what} of the manifest", todo="Name each once.")
         if not self.divisions or (len(self.divisions) > 1 and not self.folded):
             raise ValueError(f"The manifest has {len(self.divisions)} divisions and folded={self.folded}; wanted one, or folds.")
         for division in self.divisions:
@@ -239,6 +252,7 @@ class SplitManifest:
             "sections": sections,
             "near_duplicates": [dict(pair) for pair in self.near_duplicates],
             "merged": [list(group) for group in self.merged],
+            "not_judged": list(self.not_judged),
             "shared_donors": list(self.shared_donors),
         }
         return values | ({"folds": divisions} if self.folded else {"parts": divisions[0]})
@@ -279,15 +293,13 @@ class SplitManifest:
             ManifestSection(**{k: v for k, v in s.items() if k != "blocks"}, blocks={b: tuple(n) for b, n in s.get("blocks", {}).items()})
             for s in values["sections"]
         ]
-        divisions = [
-            Division(
-                d["name"], *(tuple(d[part]) for part in PARTS[:3]), buffer={lib: tuple(names) for lib, names in d.get("buffer", {}).items()}
-            )
-            for d in values.get("folds", [values.get("parts")])
-        ]
-        return cls(
-            values["level"], sections, divisions, "folds" in values, values["parameters"], values["near_duplicates"], values["merged"]
-        )
+        divisions = []
+        for d in values.get("folds", [values.get("parts")]):
+            train, validation, test = (tuple(d[part]) for part in PARTS[:3])
+            buffer = {library: tuple(names) for library, names in d.get("buffer", {}).items()}
+            divisions.append(Division(d["name"], train, validation, test, buffer))
+        found = (values[name] for name in ("parameters", "near_duplicates", "merged", "not_judged"))
+        return cls(values["level"], sections, divisions, "folds" in values, *found)
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
         """Write the manifest to ``path`` as JSON; either the whole file is there afterwards or what was there before.
@@ -425,12 +437,12 @@ class SplitManifest:
                     f"{adata.obs_names[lost[0]]!r}. Give them their old names, or make the split again."
                 )
         for division in self.divisions:
-            parts = [np.isin(unit_of, [units[u] for u in getattr(division, part)]) for part in PARTS[:3]]
+            train, validation, test = (np.isin(unit_of, [units[u] for u in getattr(division, part)]) for part in PARTS[:3])
             buffer = np.zeros(adata.n_obs, dtype=bool)
             for library, names in division.buffer.items():
                 here = rows.get(library, np.zeros(0, dtype=np.int64))
                 buffer[here] = adata.obs_names[here].astype(str).isin(names)
-            yield Masks(division.name, *(part & ~buffer for part in parts), buffer)
+            yield Masks(division.name, train & ~buffer, validation & ~buffer, test & ~buffer, buffer)
 
     def apply(self, adata: "AnnData", *, library_key: str = keys.LIBRARY) -> pd.Series:
         """Return the part of each observation, categorical; of folds the number of the fold in which it is tested, int32, -1 for none."""
@@ -460,13 +472,16 @@ def describe(
 
     ``donors`` gives the donor of each library and its source; ``blocks`` (n_obs,) the block of each observation, for splits within sections.
     """
-    hashes = contents(adata, layer=layer)
+    hashes = hashing.of_observations(validate.finite_matrix(adata, layer), adata.var_names)
     genes = hashing.of_strings(adata.var_names, ordered=False)
     names = adata.obs_names.astype(str).to_numpy()
     sections = []
     for library, rows in library_rows(validate.obs(adata, library_key, todo=_TODO)).items():
         own: dict[str, tuple[str, ...]] = {}
         if blocks is not None:
+            validate.unique_names(
+                pd.Index(names[rows]), f"observations in section {library!r}", todo="Run `adata.obs_names_make_unique()`."
+            )
             for block, members in library_rows(pd.Series(blocks[rows])).items():
                 own[block] = tuple(sorted(names[rows[members]]))
         what = hashing.of_strings([hashing.of_array(np.sort(hashes[rows])), genes])

@@ -87,7 +87,7 @@ def count(
             for j in range(len(part)):
                 surely = np.int32(surely + np.int32(part[j] - room[j] > high[i]))
                 perhaps = np.int32(perhaps + np.int32(part[j] + room[j] >= low[i]))
-            above += surely
+            above += int(surely)
             if perhaps == surely:
                 continue
             for j in range(len(part)):
@@ -117,33 +117,22 @@ def forget(v: Vectors, rows: np.ndarray, items: np.ndarray, partner: np.ndarray,
 
 
 @numba.njit(cache=True, nogil=True)
-def products(x: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:
-    """Write the float64 product of ``x`` (n, d) and ``columns`` (d, m) to ``out``; each number is summed from the first dimension on."""
-    for start in range(0, columns.shape[1], BLOCK):
-        for i in range(x.shape[0]):
-            sums = out[i, start : start + BLOCK]
-            sums[:] = 0.0
-            for k in range(x.shape[1]):
-                factor, column = x[i, k], columns[k, start : start + BLOCK]
-                for j in range(len(sums)):
-                    sums[j] += factor * column[j]
+def mark(bits: np.ndarray, held: np.ndarray, wanted: np.ndarray) -> None:
+    """Write to the last bit of score (i, j), given as int64, whether ``held[j]`` is ``wanted[i]``: it stays with the score when sorted."""
+    for i in range(len(wanted)):
+        for j in range(len(held)):
+            bits[i, j] = (bits[i, j] & np.int64(-2)) | np.int64(held[j] == wanted[i])
 
 
 @numba.njit(cache=True, nogil=True)
-def average_precision(score: np.ndarray, relevant: np.ndarray, skip: int) -> float:
-    """Return the average precision of ``score`` (m,), equal ones in one step, or NaN with nothing relevant; item ``skip`` is left out."""
-    order = np.argsort(-score)
-    seen, found, area, at = 0, 0, 0.0, 0
-    while at < len(order):
-        stop, last, new = at, score[order[at]], 0
-        while stop < len(order) and (score[order[stop]] == last or last - score[order[stop]] <= TIE):
-            last = score[order[stop]]
-            if order[stop] != skip:
-                seen += 1
-                new += relevant[order[stop]]
-            stop += 1
-        found += new
-        if new > 0:
+def average_precision(ascending: np.ndarray, bits: np.ndarray, n: int) -> float:
+    """Return the average precision of the ``n`` first of marked and sorted scores, equal ones in one step, or NaN with nothing relevant."""
+    seen, found, new, area = 0, 0, 0, 0.0
+    for at in range(n - 1, -1, -1):
+        seen += 1
+        new += bits[at] & 1
+        if new > 0 and (at == 0 or ascending[at] - ascending[at - 1] > TIE):
+            found += new
             area += new * found / seen
-        at = stop
+            new = 0
     return area / found if found > 0 else np.nan

@@ -34,14 +34,9 @@ class Pair:
         return self.vectors.q[rows] * self.vectors.scale_q[rows, None]
 
     def items(self, rows: np.ndarray) -> np.ndarray:
-        """Return the items ``rows`` of the gallery, scaled, float64 (len(rows), d)."""
-        return self.vectors.g[rows] * self.vectors.scale_g[rows, None]
-
-    def columns(self, rows: np.ndarray) -> np.ndarray:
-        """Return the items ``rows`` as columns, float64 (d, len(rows)), 0 for those without a score."""
-        out = np.zeros((self.d, len(rows)))
-        usable = self.usable_g[rows]
-        out[:, usable] = self.items(rows[usable]).T
+        """Return the items ``rows`` of the gallery, scaled, float64 (len(rows), d); 0 for those without a score."""
+        out = self.vectors.g[rows] * self.vectors.scale_g[rows, None]
+        out[~self.usable_g[rows]] = 0.0
         return out
 
 

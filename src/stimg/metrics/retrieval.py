@@ -9,8 +9,10 @@ from scipy.spatial import KDTree
 from stimg._core.rng import RngLike, as_generator
 from stimg._core.validate import finite, number, one_of, whole
 from stimg.metrics import _retrieval_kernels as kernels
+from stimg.metrics._class_map import ClassMap, class_map
 from stimg.metrics._retrieval_pairs import Pair, chunks, groups, partners, run
-from stimg.metrics.clusters import as_labels, encode, missing
+
+__all__ = ["ClassMap", "Retrieval", "RetrievalGap", "class_map", "retrieval_gap", "retrieve", "retrieve_in_batches"]
 
 COLUMNS = 4096
 """Gallery items that are multiplied at a time."""
@@ -73,6 +75,7 @@ def retrieve(
     group: Sequence[Any] | np.ndarray | None = None,
     gallery_group: Sequence[Any] | np.ndarray | None = None,
     within: str | None = None,
+    query_um: np.ndarray | None = None,
     gallery_um: np.ndarray | None = None,
     exclude_um: float = 0.0,
     chunk: int = 1024,
@@ -92,9 +95,9 @@ def retrieve(
     within
         Gallery of a query: None, all items (the whole test set); ``"group"``, those of its own group (the whole section); ``"other"``, its
         partner and the items of other groups.
-    gallery_um, exclude_um
-        (y, x) of each item in µm, (m, 2): items of the partner's group nearer to the partner than ``exclude_um``, itself not meant, count
-        neither as right nor as wrong. They show much the same tissue.
+    query_um, gallery_um, exclude_um
+        (y, x) of each query and item in µm, (n, 2) and (m, 2): items of the partner's group nearer to the query than ``exclude_um``, the
+        partner not meant, count neither as right nor as wrong. They show much the same tissue. A query is by default where its partner is.
     chunk
         Queries that are multiplied at a time. Memory grows by 16 KB with each (32 MB for the default on two threads) and the result
         does not change.
@@ -137,7 +140,12 @@ def retrieve(
         raise ValueError(f"{int((home[item] != own).sum())} queries have a partner in another group; wanted none for within='group'.")
     if not 0 <= number(exclude_um, "exclude_um", "µm") < np.inf:
         raise ValueError(f"exclude_um={exclude_um!r}; wanted 0 or more µm.")
-    where = _coordinates(gallery_um, pair.m) if exclude_um > 0 else None
+    places = None
+    if exclude_um > 0:
+        if gallery_um is None:
+            raise ValueError("exclude_um needs the coordinates of the gallery. Pass `gallery_um=`, (y, x) of each item in µm.")
+        places = _places(gallery_um, home, "gallery_um", exclude_um)
+        centres = places[item] if query_um is None else _places(query_um, home[item], "query_um", exclude_um)
 
     size = np.bincount(home, minlength=n_groups)
     n_gallery = {None: np.full(pair.n, pair.m), "group": size[own], "other": pair.m - size[own] + (home[item] == own)}[within]
@@ -165,10 +173,10 @@ def retrieve(
 
     run(work, _jobs(np.flatnonzero(~undefined), own, first, within, chunk))
 
-    if where is not None:
-        tree = KDTree(np.column_stack([where, home * (2.0 * exclude_um)]))  # groups are further apart than what is asked for
+    if places is not None:
+        tree = KDTree(places)
         for rows in chunks(np.arange(pair.n), chunk):
-            near = KDTree(tree.data[item[rows]]).sparse_distance_matrix(tree, exclude_um, output_type="ndarray")
+            near = KDTree(centres[rows]).sparse_distance_matrix(tree, exclude_um, output_type="ndarray")
             near = near[near["v"] < exclude_um]
             who, what = rows[near["i"]], near["j"].astype(np.int64)
             taken = (what != item[who]) & ((within != "other") | (home[what] != own[who]))
@@ -184,17 +192,16 @@ def retrieve(
 def _jobs(
     asked: np.ndarray, own: np.ndarray, first: np.ndarray, within: str | None, chunk: int
 ) -> list[tuple[np.ndarray, list[tuple[int, int]]]]:
-    """Return jobs: queries, and the ranges of items, in the order of their groups, that are the gallery of all of them."""
-    end = int(first[-1])
+    """Return jobs: queries, and the ranges of items, sorted by group, that are the gallery of all of them."""
+    bounds = first.tolist()
     if within is None:
-        return [(rows, [(0, end)]) for rows in chunks(asked, chunk)]
+        return [(rows, [(0, bounds[-1])]) for rows in chunks(asked, chunk)]
     asked = asked[np.argsort(own[asked], kind="stable")]
+    members = np.split(asked, np.searchsorted(own[asked], np.arange(1, len(bounds) - 1)))
     out = []
-    for at, until, members in zip(
-        first[:-1], first[1:], np.split(asked, np.searchsorted(own[asked], np.arange(1, len(first) - 1))), strict=True
-    ):
-        ranges = [(int(at), int(until))] if within == "group" else [(0, int(at)), (int(until), end)]
-        out += [(rows, ranges) for rows in chunks(members, chunk)]
+    for start, stop, queries in zip(bounds[:-1], bounds[1:], members, strict=True):
+        ranges = [(start, stop)] if within == "group" else [(0, start), (stop, bounds[-1])]
+        out += [(rows, ranges) for rows in chunks(queries, chunk)]
     return out
 
 
@@ -209,14 +216,13 @@ def _centred(pair: Pair, items: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     return out, centre, reach
 
 
-def _coordinates(gallery_um: Any, m: int) -> np.ndarray:
-    if gallery_um is None:
-        raise ValueError("exclude_um needs the coordinates of the gallery. Pass `gallery_um=`, (y, x) of each item in µm.")
-    where = np.asarray(gallery_um, dtype=np.float64)
-    if where.shape != (m, 2):
-        raise ValueError(f"gallery_um has shape {where.shape}; wanted ({m}, 2), (y, x) of each item of the gallery.")
-    finite(where, "gallery_um", todo="Remove or repair them.")
-    return where
+def _places(where_um: Any, group: np.ndarray, name: str, exclude_um: float) -> np.ndarray:
+    """Return (y, x, g) with groups further apart along g than anything that is excluded, (n, 3)."""
+    where = np.asarray(where_um, dtype=np.float64)
+    if where.shape != (len(group), 2):
+        raise ValueError(f"{name} has shape {where.shape}; wanted ({len(group)}, 2), (y, x) of each row.")
+    finite(where, name, todo="Remove or repair them.")
+    return np.column_stack([where, group * (2.0 * exclude_um)])
 
 
 def retrieve_in_batches(
@@ -243,8 +249,8 @@ def retrieve_in_batches(
     Notes
     -----
     HESCAPE's protocol, after its released code: recall inside consecutive batches of 64, embeddings not normalised, the short last batch
-    kept. A gallery of 64 makes recall at 5 at least .078, whatever the embedding, and neighbours in the tissue, which look alike, make it
-    harder: shuffled, the same embeddings score higher. ``chance`` knows the size of each batch, the last one's too. Scores are means over
+    kept. Recall at 5 in a gallery of 64 is .078 by chance. Consecutive rows are neighbours in the tissue, which look alike: shuffled, the
+    same embeddings score higher. ``chance`` knows the size of each batch, the last one's too. Scores are means over
     queries, which differ from means over batches by the weight of the last batch.
 
     Examples
@@ -258,125 +264,6 @@ def retrieve_in_batches(
     batch = np.empty(n, dtype=np.int64)
     batch[order] = np.arange(n) // size
     return retrieve(query, gallery, normalise=normalise, group=batch, within="group")
-
-
-class ClassMap(NamedTuple):
-    """Mean average precision of finding items of the query's class.
-
-    Parameters
-    ----------
-    value
-        Mean over the queries that have a label.
-    per_class
-        The same over the queries of each class.
-    chance
-        Mean over the same queries of the expectation of a random order.
-    n_undefined
-        Queries whose embedding has no score, or without an item of their class in the gallery: counted as 0.
-    n_unlabelled
-        Queries without a label (None, NaN, empty): not scored. Items without one are left out of the gallery.
-    """
-
-    value: float
-    per_class: dict[Any, float]
-    chance: float
-    n_undefined: int
-    n_unlabelled: int
-
-
-def class_map(
-    query: np.ndarray,
-    gallery: np.ndarray,
-    query_labels: Sequence[Any] | np.ndarray,
-    gallery_labels: Sequence[Any] | np.ndarray,
-    *,
-    partner: np.ndarray | None,
-    normalise: bool = True,
-    chunk: int = 64,
-) -> ClassMap:
-    r"""Return the mean average precision of retrieving items of the query's class, say of its tissue.
-
-    .. math:: \mathrm{AP} = \sum_t (R_t - R_{t-1}) P_t
-
-    over the distinct scores t, from the highest on, with recall R and precision P among the items that score t or more.
-
-    Parameters
-    ----------
-    query, gallery
-        (n, d) and (m, d).
-    query_labels, gallery_labels
-        (n,) and (m,), classes.
-    partner
-        int (n,), the item that is the query itself in the other modality: it shares the label by construction and is left out of the
-        query's gallery. None where the gallery holds other observations; there is no default, since to forget it flatters.
-    normalise
-        As in :func:`retrieve`.
-    chunk
-        Queries that are multiplied at a time. Memory grows by the size of the gallery times 8 bytes with each, on each thread; the
-        result does not change.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As :func:`retrieve`; for labels that do not fit, or no query or no item that has one.
-
-    Notes
-    -----
-    As ``sklearn.metrics.average_precision_score``: items with equal scores are one step, whatever their order, and scores are equal as in
-    :func:`retrieve`. Items without a score are one last step.
-
-    With R relevant items among N a random order without ties has the expectation
-    :math:`\frac{1}{N} \left(H_N + \frac{R-1}{N-1} (N - H_N)\right)`, H the harmonic number, a little above the prevalence R / N. A
-    constant embedding has one step, hence the prevalence itself.
-    Source of the expectation: Bestgen (2015), Information Processing Letters 115, 1-4.
-
-    Examples
-    --------
-    >>> x = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
-    >>> class_map(x, x, ["a", "a", "b", "b"], ["a", "a", "b", "b"], partner=np.arange(4)).value
-    1.0
-    """
-    pair = Pair(query, gallery, normalise)
-    n, m = pair.n, pair.m
-    skip = np.full(n, -1) if partner is None else partners(partner, n, m)
-    labels = [as_labels(query_labels, "query_labels"), as_labels(gallery_labels, "gallery_labels")]
-    for each, name, length in zip(labels, ("query_labels", "gallery_labels"), (n, m), strict=True):
-        if len(each) != length or missing(each).all():
-            raise ValueError(
-                f"{name} has {len(each)} labels, {int(missing(each).sum())} of them missing; wanted {length}, some not missing."
-            )
-    known_q, known_g = (~missing(each) for each in labels)
-    names, wanted, held = encode(labels[0][known_q], labels[1][known_g])
-    rows, items = np.flatnonzero(known_q), np.flatnonzero(known_g)
-    place = np.full(m + 1, -1)  # of an item among those with a label; the last entry answers for "none left out"
-    place[items] = np.arange(len(items))
-    columns, usable = pair.columns(items), pair.usable_g[items]
-    value = np.zeros(len(rows))
-
-    def work(part: np.ndarray) -> None:
-        scores = np.empty((len(part), len(items)))
-        kernels.products(pair.queries(rows[part]), columns, scores)
-        scores[:, ~usable] = -np.inf
-        for i, row in enumerate(part):
-            value[row] = kernels.average_precision(scores[i], held == wanted[row], place[skip[rows[row]]])
-
-    run(work, chunks(np.flatnonzero(pair.usable_q[rows]), whole(chunk, "chunk")))
-    out = place[skip[rows]]
-    left_out = out >= 0
-    n_gallery = len(items) - left_out
-    relevant = np.bincount(held, minlength=len(names))[wanted] - (left_out & (held[out] == wanted))
-    undefined = ~pair.usable_q[rows] | (relevant == 0)
-    value[undefined] = 0.0
-    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, len(items) + 1))])[n_gallery]
-    others = np.maximum(n_gallery - 1, 1)
-    expected = (harmonic + (relevant - 1) / others * (n_gallery - harmonic)) / np.maximum(n_gallery, 1)
-    return ClassMap(
-        value=float(value.mean()),
-        per_class={names[code]: float(value[wanted == code].mean()) for code in np.unique(wanted)},
-        chance=float(np.where(relevant == 0, 0.0, expected).mean()),
-        n_undefined=int(undefined.sum()),
-        n_unlabelled=int(n - len(rows)),
-    )
 
 
 class RetrievalGap(NamedTuple):
@@ -459,20 +346,20 @@ def retrieval_gap(
     n, m = pair.n, pair.m
     item = partners(partner, n, m)
     own, home, n_groups = groups(group, gallery_group, partner, n, m)
-    if n_groups < 2 or np.bincount(home).min() < 2:
-        raise ValueError(f"There are {n_groups} sections, the smallest with {np.bincount(home).min()} items; wanted two of two items each.")
-    options: dict[str, Any] = dict(group=group, gallery_group=gallery_group, partner=partner, normalise=normalise)
+    least = np.bincount(home, minlength=n_groups).min()
+    if n_groups < 2 or least < 2:
+        raise ValueError(f"There are {n_groups} sections, the smallest with {least} items; wanted at least two, of two items each.")
+    options: dict[str, Any] = {"group": group, "gallery_group": gallery_group, "partner": partner, "normalise": normalise}
     inside = retrieve(query, gallery, within="group", **options)
     outside = retrieve(query, gallery, within="other", **options)
     pooled = Retrieval(
         inside.rank + outside.rank - 1, inside.better + outside.better, inside.ties + outside.ties, np.full(n, m), inside.undefined
     )
-    columns, share = pair.columns(np.arange(m)), np.zeros(n)
+    columns, share = pair.items(np.arange(m)).T, np.zeros(n)
     usable, size = int(pair.usable_g.sum()), np.bincount(home[pair.usable_g], minlength=n_groups)
 
     def work(rows: np.ndarray) -> None:
-        scores = np.empty((len(rows), m))
-        kernels.products(pair.queries(rows), columns, scores)
+        scores = pair.queries(rows) @ columns
         scores[:, ~pair.usable_g] = -np.inf
         scores[np.arange(len(rows)), item[rows]] = -np.inf
         top = min(k, usable - 1)

@@ -10,6 +10,17 @@ if TYPE_CHECKING:
     from stimg.pl._history import history
     from stimg.pl._raster import raster
     from stimg.pl._reconstruction import reconstruction
+    from stimg.pl._scores import gene_scores, png, score_maps, scores
 
-_WHERE = {"crops": "_crops", "embedding_map": "_embedding", "history": "_history", "raster": "_raster", "reconstruction": "_reconstruction"}
+_WHERE = {
+    "crops": "_crops",
+    "embedding_map": "_embedding",
+    "gene_scores": "_scores",
+    "history": "_history",
+    "png": "_scores",
+    "raster": "_raster",
+    "reconstruction": "_reconstruction",
+    "score_maps": "_scores",
+    "scores": "_scores",
+}
 __getattr__, __dir__, __all__ = attach(__name__, _WHERE)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from stimg.pp._resample import resample
     from stimg.pp._select_genes import select_genes
     from stimg.pp._spatial_autocorr import spatial_autocorr
+    from stimg.pp._split import split
 
 _WHERE = {
     "colour_statistics": "_colour_statistics",
@@ -22,6 +23,7 @@ _WHERE = {
     "select_genes": "_select_genes",
     "spatial_autocorr": "_spatial_autocorr",
     "spatial_blocks": "_blocks",
+    "split": "_split",
 }
 """Verb to the module of this package that defines it."""
 __getattr__, __dir__, __all__ = attach(__name__, _WHERE)

@@ -162,5 +162,5 @@ def pca_ridge_tuned(task: Task, rng: np.random.Generator) -> Prediction:
 
 @method("PCA + neighbours + ridge, tuned", kinds=KINDS, role="rival")
 def pca_neighbours_ridge_tuned(task: Task, rng: np.random.Generator) -> Prediction:
-    """The same with the components' mean over each spot's neighbours beside them."""
+    """Ridge regression on principal components and their mean over the neighbours of each observation, chosen likewise."""
     return _pca_ridge(task, spatial=True, tune=True)

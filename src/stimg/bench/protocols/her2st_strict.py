@@ -14,7 +14,6 @@ PROTOCOL = add(
         nulls=(
             "training mean",
             "depth line",
-            "coordinates, same donor",
             "coordinates, other donors",
             "neighbour mean",
             "labels permuted",

@@ -11,7 +11,6 @@ from stimg._core.rng import derive
 from stimg.bench import sections as _sections
 from stimg.bench.expression import GENE_RULES, Panel, without_counts
 from stimg.bench.protocol import Fold, Hidden, Metric, Protocol, Scored, Task, add, leave_one_out, library_of
-from stimg.data.ledger import seen_of
 from stimg.data.slots import raster_libraries
 from stimg.metrics import Retrieval, retrieve, retrieve_in_batches
 
@@ -89,8 +88,8 @@ class RetrievalProtocol(Protocol):
             genes=genes,
             target=lambda adata: log_cp10k(adata, genes),
         )
-        seen = tuple(seen_of(a, who=f"{self.panel.name} of protocol {self.name}", kind="gene list") for a in visible.values())
-        return task, Hidden(truth={}, sections=whole, seen=seen, extra={"order": order})
+        seen = _sections.seen_together(visible, who=f"{self.panel.name} of protocol {self.name}", kind="gene list")
+        return task, Hidden(truth={}, sections=whole, seen=(seen,), extra={"order": order})
 
     def check(self, task: Task, values: Mapping[str, Any], who: str) -> dict[str, Any]:
         """Return two encoders, or embeddings by library."""

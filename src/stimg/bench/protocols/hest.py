@@ -22,7 +22,7 @@ PROTOCOL = ExpressionProtocol(
     panels=(Panel("var50", "variance of logs", 50, seen="all"),),
     target=Target("log1p", library="none"),
     n_components=256,
-    nulls=("training mean", "depth line", "coordinates, same donor", "coordinates, other donors", "neighbour mean", "colour ridge"),
+    nulls=("training mean", "depth line", "coordinates, other donors", "neighbour mean", "colour ridge"),
 )
 NO_PCA = replace(
     PROTOCOL,

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stimg._core import validate
 from stimg._core.ledger import Seen
 from stimg.bench import sections as _sections
 from stimg.bench.expression import GENE_RULES, Panel, depth_of, expression_row, without_counts
 from stimg.bench.masks import hidden_spots
-from stimg.bench.protocol import Fold, Hidden, Metric, Protocol, Scored, Task, add, library_of
+from stimg.bench.protocol import Fold, Hidden, Metric, Protocol, Scored, Task, add
 from stimg.bench.values import log_values
 from stimg.data.ledger import ids
 from stimg.data.slots import raster_libraries
@@ -22,6 +21,7 @@ from stimg.metrics import coverage, noise_ceiling, per_gene_pearson, ssim
 if TYPE_CHECKING:
     from anndata import AnnData
 
+HIGHEST = Panel("HEG250", "highest mean", 250)
 FEWEST = 5
 """Observations that must be hidden, and that must be left."""
 LEVEL, QUANTILE = 0.9, 1.6448536269514722
@@ -77,7 +77,7 @@ class ImputationProtocol(Protocol):
     """
 
     masks: tuple[str, ...] = ("random 50 %", "checkerboard", "quarter grid", "hole", "right half")
-    panel: Panel = Panel("HEG250", "highest mean", 250)
+    panel: Panel = HIGHEST
     mask_seed: int = 0
     ceiling_splits: int = 10
     level: str = "observation"

@@ -14,12 +14,13 @@ from stimg.bench import sections as _sections
 from stimg.bench.expression import GENE_RULES, Panel, depth_of, expression_row
 from stimg.bench.protocol import Fold, Hidden, Metric, Protocol, Scored, Task, add, leave_one_out, library_of
 from stimg.bench.values import log_values
-from stimg.data.ledger import seen_of
+from stimg.data.ledger import ids
 from stimg.metrics import noise_ceiling
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+VARIABLE = Panel("HVG785", "residual variance", 785)
 FEWEST_GENES = 10
 """Genes that a panel must have, so that some are hidden and more are left."""
 METRICS = (
@@ -54,7 +55,7 @@ class PanelCompletionProtocol(Protocol):
         Random splits behind the noise ceiling.
     """
 
-    panel: Panel = Panel("HVG785", "residual variance", 785)
+    panel: Panel = VARIABLE
     hidden_share: float = 0.2
     draw: int = 0
     ceiling_splits: int = 10
@@ -69,7 +70,7 @@ class PanelCompletionProtocol(Protocol):
         """Return one fold for each donor."""
         return leave_one_out(_sections.groups(sections, "donor"), "donor")
 
-    def genes(self, sections: Mapping[str, "AnnData"], fold: Fold) -> tuple[list[str], list[str], list[Seen]]:
+    def genes(self, sections: Mapping[str, "AnnData"], fold: Fold) -> tuple[list[str], list[str], Seen]:
         """Return the panel, its hidden genes, and what the choice of the panel has read."""
         visible = {name: sections[name] for name in (fold.train if self.panel.seen == "train" else sections)}
         panel = GENE_RULES[self.panel.rule](visible, self.panel)
@@ -80,8 +81,14 @@ class PanelCompletionProtocol(Protocol):
             )
         n = min(max(round(self.hidden_share * len(panel)), 1), len(panel) - 1)
         drawn = np.sort(np.random.default_rng(self.draw).choice(len(panel), n, replace=False))
-        who = f"{self.panel.name} of protocol {self.name}"
-        return panel, [panel[i] for i in drawn], [seen_of(a, who=who, kind="gene list") for a in visible.values()]
+        seen = Seen(
+            f"{self.panel.name} of protocol {self.name}",
+            "gene list",
+            ids=np.concatenate([ids(a) for a in visible.values()]),
+            libraries=tuple(visible),
+            donors=tuple(_sections.donor(a) for a in visible.values()),
+        )
+        return panel, [panel[i] for i in drawn], seen
 
     def task(self, sections: Mapping[str, "AnnData"], fold: Fold) -> tuple[Task, Hidden]:
         """Return the training sections whole, the test sections with the genes that are left of the panel, and apart from them the truth."""
@@ -106,7 +113,7 @@ class PanelCompletionProtocol(Protocol):
             ceiling={library_of(a): self._ceiling(a, genes) for a in whole},
             sections=whole,
             training_mean=np.nan_to_num(np.concatenate([target(a) for a in train])).mean(axis=0),
-            seen=tuple(seen),
+            seen=(seen,),
         )
         return task, hidden
 

@@ -18,6 +18,6 @@ PROTOCOL = add(
         level="donor",
         panels=(Panel("TRIPLEX-250", "detected everywhere", 250, seen="all"),),
         target=Target("log1p_cp10k", library="panel", smooth=True),
-        nulls=("training mean", "depth line", "coordinates, same donor", "coordinates, other donors", "neighbour mean", "colour ridge"),
+        nulls=("training mean", "depth line", "coordinates, other donors", "neighbour mean", "colour ridge"),
     )
 )

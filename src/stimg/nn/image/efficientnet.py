@@ -128,7 +128,9 @@ def prepare(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         raise TypeError(f"images are {images.dtype}; wanted uint8, 0 to 255.")
     if images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(f"images have shape {tuple(images.shape)}; wanted (B, H, W, 3). Leave out an alpha channel, and stack single images.")
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}; wanted (B, H, W, 3). Leave out an alpha channel, and stack single images."
+        )
     return ((images.float() - MEAN) / SCALE).permute(0, 3, 1, 2)
 
 
@@ -172,7 +174,9 @@ def installed_weights() -> Path:
         raise ImportError(f"The weights of EfficientNet-Lite0 are in the package {PACKAGE}, which is not installed. {todo}") from err
     path = Path(str(found[0].locate())) if found else None
     if path is None or not path.is_file():
-        raise ImportError(f"The package {PACKAGE} is installed without its file of weights (.pth). {todo.replace('install', 'install --force-reinstall')}")
+        raise ImportError(
+            f"The package {PACKAGE} is installed without its file of weights (.pth). {todo.replace('install', 'install --force-reinstall')}"
+        )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != SHA256:
