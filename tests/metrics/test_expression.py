@@ -239,16 +239,20 @@ def test_order_scale_threads_and_chunks_change_nothing(layout):
     truth, predicted = counts(5, n=300)
     order = np.random.default_rng(0).permutation(300)
     depth = np.random.default_rng(1).integers(1, 99, 300).astype(float)
-    for score in (*CORRELATIONS[:2], lambda t, p, **k: depth_residual_pearson(t, p, depth if t is x else depth[order], **k)):
-        x, y = layout(truth), layout(predicted)
-        base = score(x, y)
-        np.testing.assert_allclose(score(layout(truth[order]), layout(predicted[order])).values, base.values, rtol=0, atol=1e-12)
+
+    def run(score, rows, **keywords):
+        more = (depth[rows],) if score is depth_residual_pearson else ()
+        return score(layout(truth[rows]), layout(predicted[rows]), *more, **keywords).values
+
+    for score in (per_gene_pearson, per_gene_spearman, depth_residual_pearson):
+        base = run(score, slice(None))
+        np.testing.assert_allclose(run(score, order), base, rtol=0, atol=1e-12)
         for chunk in (7, 10_000):
-            np.testing.assert_allclose(score(x, predicted, chunk=chunk).values, base.values, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(run(score, slice(None), chunk=chunk), base, rtol=0, atol=1e-12)
         before = numba.get_num_threads()
         numba.set_num_threads(1)
         try:
-            np.testing.assert_array_equal(score(x, y).values, base.values)
+            np.testing.assert_array_equal(run(score, slice(None)), base)
         finally:
             numba.set_num_threads(before)
     moved = per_gene_pearson(layout(3.0 * truth + 2), layout(-0.1 * predicted))

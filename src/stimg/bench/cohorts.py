@@ -175,7 +175,14 @@ def read_cohort(folder: Path) -> "AnnData":
     for column in (keys.DONOR, *(c for c in ABOUT if c in table)):
         out.obs[column] = table[column].to_numpy()
     if "features" in table:
-        out.obsm[SLIDE] = np.stack([_slide(folder, name, path) for name, path in table["features"].items()])
+        slides = {name: _slide(folder, name, path) for name, path in table["features"].items()}
+        widths = {name: len(values) for name, values in slides.items()}
+        if len(set(widths.values())) > 1:
+            least, most = min(widths, key=widths.__getitem__), max(widths, key=widths.__getitem__)
+            raise ValueError(
+                f"the features of {least!r} and {most!r} have {widths[least]} and {widths[most]} dimensions; wanted one encoder for all samples."
+            )
+        out.obsm[SLIDE] = np.stack(list(slides.values()))
     return out
 
 

@@ -160,7 +160,7 @@ def _said(found: verdict.Verdict, *, first: bool) -> Html:
         for c in found.comparisons
     ]
     head = ("against", "its score", "difference", "donors ahead")
-    looks = {"is worse than": "bad", "cannot be told from": "even", "is better than": "good"}
+    looks = {verdict.ABOVE: "bad", verdict.WORSE: "bad", verdict.EVEN: "even", verdict.BETTER: "good"}
     said: list[Html] = []
     for i, (words, text) in enumerate(found.clauses):
         said.append(join("; it " if i else " ", tag("strong", words, class_=looks[words]), f" {text}"))
@@ -265,6 +265,8 @@ def _genes(report: Report, light: Mapping[str, Any], strata: Sequence[str]) -> H
         if keys:
             first, *others = (details[key].astype(str) for key in keys)
             own = details[first.str.cat(others, sep=", ") == stratum]
+        if own.empty:  # a stratum that is scored, and has no genes of its own
+            continue
         scored = verdict.values(report, report.headline, stratum)
         blind = [n for n in scored if roles[n] in ("null", "audit")]
         for name in [n for n in scored if n in verdict.subjects(report)][:DRAWN] or blind[:DRAWN]:
@@ -360,9 +362,9 @@ def _ledger(d: Mapping[str, Any]) -> Html:
         own = [e for e in d["ledger"] if e["method"] == m["name"]]
         leaks = {leak: [e["fold"] for e in own if leak in e["leaks"]] for e in own for leak in e["leaks"]}
         found = tag("ul", *(tag("li", f"{leak} (fold {listed(sorted(set(folds)))})") for leak, folds in leaks.items())) if leaks else "none"
-        says = "yes" if all(e["declared"] for e in own) else "NO" if not any(e["declared"] for e in own) else "not in every fold"
-        rows.append([m["name"], says, found])
-    return fold("what each method has seen", table(("method", "says what it has seen", "test data seen"), rows))
+        silent = sorted({name for e in own for name in e["silent"]})
+        rows.append([m["name"], listed(silent) if silent else "–", found])
+    return fold("what each method has seen", table(("method", "does not say what it has seen", "test data seen"), rows))
 
 
 def _cost(d: Mapping[str, Any]) -> Html:

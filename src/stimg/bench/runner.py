@@ -191,13 +191,13 @@ def peak_mb() -> float | None:
 
 def _fingerprint(predictions: Mapping[str, Any] | None) -> str:
     """Return a hash of finished predictions, so that a run is not taken for one of others."""
-    lines = []
-    for name, given in (predictions or {}).items():
+
+    def lines(given: Any, name: str) -> list[str]:
         if isinstance(given, Mapping):
-            lines += [f"{name}|{lib}|{hashing.of_array(np.asarray(values, dtype=np.float64))}" for lib, values in sorted(given.items())]
-        else:
-            lines.append(f"{name}|{given}")
-    return hashing.of_strings(lines)
+            return [line for key in sorted(given) for line in lines(given[key], f"{name}|{key}")]
+        return [f"{name}|{given if isinstance(given, str) else hashing.of_array(np.asarray(given, dtype=np.float64))}"]
+
+    return hashing.of_strings(lines(predictions or {}, ""))
 
 
 def _listed(
@@ -220,7 +220,8 @@ def _listed(
         lacking = sorted(set(found.needs) - set(features))
         if lacking:
             raise ValueError(f"method {found.name!r} needs obsm{lacking}; compute them and pass features={lacking}.")
-        out.append(replace(found, name=name))
+        if not any(m.name == name and m.function is found.function for m in out):  # a null may be asked for by name too
+            out.append(replace(found, name=name))
     out += [_given(name, each, objects, library_key) for name, each in (predictions or {}).items()]
     twice = sorted({m.name for m in out if [n.name for n in out].count(m.name) > 1})
     if twice:

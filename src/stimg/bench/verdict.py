@@ -13,6 +13,8 @@ from stimg.metrics import cluster_bootstrap
 
 AGAINST = ("null", "audit", "rival")
 """Roles that a model is held against."""
+WORSE, EVEN, BETTER, ABOVE = "is worse than", "cannot be told from", "is better than", "is above the noise ceiling"
+"""What is said of a method."""
 FEW = 6
 """Donors below which an interval over donors is rough: that all of five agree happens by chance in one case of sixteen."""
 PICTURED = ("expression", "retrieval")
@@ -142,10 +144,13 @@ def verdicts(report: Report, metric: str, stratum: str) -> list[Verdict]:
     for role in AGAINST:
         of_role = [n for n in scored if roles[n] == role and n not in wanted]
         others += of_role if role == "audit" else of_role[:1]
+    ceiling = mean_of(report, "ceiling", stratum) if metric == "mean_r" else None
     out = []
     for name in (n for n in scored if n in wanted):
         found = tuple(compare(report, name, other, metric=metric, stratum=stratum) for other in others)
         clauses = tuple(_clauses(found, blind=report.data["protocol"]["kind"] in PICTURED))
+        if ceiling is not None and scored[name] > ceiling:
+            clauses = ((ABOVE, f"({shown(ceiling)}), which nothing is that has not seen the noise of these very counts"), *clauses)
         out.append(Verdict(name, stratum, scored[name], clauses, tuple(_remarks(report, name, metric, stratum)), found))
     return out
 
@@ -176,7 +181,7 @@ def of_the_rest(report: Report, metric: str, stratum: str) -> list[str]:
 
 def _clauses(found: Sequence[Comparison], *, blind: bool) -> Iterator[tuple[str, str]]:
     """Yield what a method is worse than, what it cannot be told from, and what it is better than, in this order."""
-    for better, words in ((False, "is worse than"), (None, "cannot be told from"), (True, "is better than")):
+    for better, words in ((False, WORSE), (None, EVEN), (True, BETTER)):
         items, unseeing = [], 0
         for role in AGAINST:
             listed = [f"{c.other!r} ({shown(c.other_value)})" for c in found if c.role == role and c.better is better]
@@ -195,7 +200,7 @@ def _remarks(report: Report, name: str, metric: str, stratum: str) -> list[str]:
     entries = {(s["method"], s["metric"]): s for s in report.data["summary"] if s["stratum"] == stratum}
     share = entries.get((name, "fraction_of_ceiling"))
     ceiling = mean_of(report, "ceiling", stratum)
-    if share and share["value"] is not None and ceiling is not None:
+    if share and share["value"] is not None and ceiling is not None and share["value"] <= 1:
         reached = f"{share['value']:.0%}".replace("%", " %") if share["value"] >= 0.005 else "nothing"
         out.append(f"It reaches {reached} of the noise ceiling ({shown(ceiling)}).")
     undefined, of = _undefined(report, name, stratum)

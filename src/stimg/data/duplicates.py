@@ -149,9 +149,10 @@ def _partners(a: _Section, b: _Section, values: sp.csr_matrix, at: tuple[np.ndar
         return 0, 0
     mean_a, sd_a, mean, sd = a.mean[at[0]], a.sd[at[0]], b.mean[at[1]], b.sd[at[1]]
     ok = (sd_a > CONSTANT) & (sd > CONSTANT)
-    wanted = (a.sample[:, at[0]][:, ok].toarray() - mean_a[ok]) / sd_a[ok]
-    power = (wanted**2).sum(axis=1)
-    spread = power**2 >= EFFECTIVE * (wanted**4).sum(axis=1)
+    wanted = (a.sample[:, at[0][ok]].toarray() - mean_a[ok]) / sd_a[ok]
+    square = wanted * wanted
+    power = square.sum(axis=1)
+    spread = power * power >= EFFECTIVE * np.einsum("ij,ij->i", square, square)
     if not ok.any() or spread.sum() < LEAST_OBSERVATIONS:
         return 0, 0
     wanted = wanted[spread] / np.sqrt(power[spread])[:, None]

@@ -46,8 +46,13 @@ def site_mean(task: Task, rng: np.random.Generator, hidden: Hidden) -> Mapping[s
 @method("another sample", kinds=KINDS, role="null", seeded=True)
 def another_sample(task: Task, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
     """Profile of a training sample drawn at random: chance with the right spread, and `sample_r` of somebody else's profile."""
-    values = task.target(task.train[0])
-    return {name: values[rng.integers(len(values), size=a.n_obs)] for name, a in task.asked().items()}
+    train = task.train[0]
+    values = task.target(train)[np.argsort(train.obs_names)]  # by name, so that a draw does not depend on the order of the samples
+    out = {}
+    for name, a in task.asked().items():
+        out[name] = np.empty((a.n_obs, values.shape[1]))
+        out[name][np.argsort(a.obs_names)] = values[rng.integers(len(values), size=a.n_obs)]
+    return out
 
 
 @method("slide features, ridge", kinds=KINDS, role="rival", needs=(SLIDE,))

@@ -15,6 +15,7 @@ from stimg.bench.method import method
 from stimg.bench.protocol import Hidden, library_of
 from stimg.bench.protocols.domains import EmbeddingTask
 from stimg.bench.sections import shared_genes
+from stimg.bench.values import log_values
 from stimg.data.slots import raster_libraries
 from stimg.metrics import permute_labels, random_embedding
 
@@ -63,7 +64,7 @@ def random(task: EmbeddingTask, rng: np.random.Generator) -> Mapping[str, np.nda
 def variable_genes(task: EmbeddingTask, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
     """Log(1 + counts per 10,000) of the 512 most variable genes."""
     genes = ranked_genes(task)[:N_SHOWN]
-    return {name: log_values(a, genes) for name, a in task.asked().items()}
+    return {name: log_values(a, genes=genes) for name, a in task.asked().items()}
 
 
 @method("PCA-50", kinds=KINDS, role="rival")
@@ -73,9 +74,9 @@ def components(task: EmbeddingTask, rng: np.random.Generator) -> Mapping[str, np
     from sklearn.decomposition import PCA
 
     genes = ranked_genes(task)
-    fitted = np.concatenate([_centred(log_values(a, genes)) for a in task.fitted_on])
+    fitted = np.concatenate([_centred(log_values(a, genes=genes)) for a in task.fitted_on])
     pca = PCA(min(N_COMPONENTS, len(genes), len(fitted)), svd_solver="covariance_eigh").fit(fitted)
-    return {name: pca.transform(_centred(log_values(a, genes))) for name, a in task.asked().items()}
+    return {name: pca.transform(_centred(log_values(a, genes=genes))) for name, a in task.asked().items()}
 
 
 @method("PCA-50, neighbours averaged", kinds=KINDS, role="rival")
@@ -107,12 +108,6 @@ def ranked_genes(task: EmbeddingTask) -> list[str]:
     pp.select_genes(fit, rule="highly_variable", n=min(N_GENES, detected))
     order = fit.var[keys.CHANNEL_ORDER]
     return [str(g) for g in order[order >= 0].sort_values().index]
-
-
-def log_values(adata: "AnnData", genes: list[str]) -> np.ndarray:
-    """Return log(1 + counts per 10,000) of ``genes``, of the full library, float64 (n_obs, genes)."""
-    counts = adata[:, genes].X.toarray().astype(np.float64)
-    return np.log1p(1e4 * counts / np.maximum(depth_of(adata), 1)[:, None])
 
 
 def neighbourhood(adata: "AnnData", radius: float) -> sp.csr_matrix:

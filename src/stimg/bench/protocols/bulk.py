@@ -74,10 +74,12 @@ class BulkProtocol(Protocol):
         """Return all samples as one object, and as one object for each site (or donor) by name."""
         path = Path(data) if isinstance(data, str | Path) else None
         objects = [read_cohort(path)] if path is not None and (path / COHORT).is_file() else _sections.read(data)
-        cohort = joined([samples(a, **options) for a in objects])
-        twice = cohort.obs_names[cohort.obs_names.duplicated()].unique().tolist()
+        tables = [samples(a, **options) for a in objects]
+        names = pd.Index([n for a in tables for n in a.obs_names])
+        twice = names[names.duplicated()].unique().tolist()
         if twice:
             raise ValueError(f"{len(twice)} samples occur twice, such as {twice[:4]}; wanted a name of its own for each.")
+        cohort = joined(tables)
         cohort.obs[options.get("library_key", keys.LIBRARY)] = cohort.obs[keys.LIBRARY] = units(cohort)
         for key in options.get("features", ()):
             records = [recall(a, only=[key]) for a in objects]
