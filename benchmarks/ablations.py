@@ -1,26 +1,29 @@
 """The paper's two claims as ablations on DLPFC: what crops add to single spots, and what the channel rule matters.
 
-Protocol. DLPFC 151673; vocabulary: 512 highly variable genes of the section (no label is used). Every row trains
-a model that differs from the first in the fields named, for the same number of passes over the section and with the same number of spots a
-step; nothing is held out of the self-supervised training. Score: the probes of ``probes.py`` on the frozen embedding, (a) random 20 % of the
-spots, (b) contiguous blocks with a margin; accuracy, mean and standard deviation over probe seeds and sections. Beside them: PCA-50 of the
-same genes, and the same averaged over the neighbours.
+Vocabulary: 512 highly variable genes of the section (no label is used). Every row trains a model that differs from the first in the fields named,
+for the same number of passes over the section and with the same number of spots a step; nothing is held out of the self-supervised training. Score:
+the MLP probe of the protocols ``domains-random`` (a random 20 % of the spots, which leaks, as the report says) and ``domains`` (contiguous blocks
+with a margin) through ``stimg.bench.run``; mean and standard deviation over divisions of the section. Beside them: PCA-50 of the same genes, and the
+same averaged over the neighbours.
 
     python benchmarks/ablations.py [--epochs 25] [--sections 151673,151674] [--seeds 5] [--quick]
 """
 
 import argparse
-import json
-import time
 import warnings
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from common import save, table
-from probes import block_split, log_values, probe, smooth
+from common import RESULTS, table
 from sklearn.decomposition import PCA
 
 import stimg
+from stimg.bench import Prediction, Report
+from stimg.bench.methods.labels import N_SHOWN, RADIUS, neighbourhood, ranked_genes
+from stimg.bench.protocols.domains import EmbeddingTask
+from stimg.bench.values import log_values
 
 ROWS: dict[str, dict] = {
     "default (crops 16 x 16, all genes)": {},
@@ -50,88 +53,82 @@ ROWS: dict[str, dict] = {
 }
 
 
-def report(rows: list[dict]) -> str:
-    """Return a table: accuracy and ARI (mean and standard deviation over probe seeds), and the accuracy minus the first model's, seed by seed."""
-    seeds = sorted({r["seed"] for r in rows})
-    sections = {r["section"] for r in rows}
+Embedding = Callable[[EmbeddingTask, np.random.Generator], Any]
 
-    def scores(name: str, split: str, what: str) -> np.ndarray:
-        own = [r for r in rows if r["row"] == name and r["split"] == split]
-        return np.array([np.mean([r[what] for r in own if r["seed"] == s]) for s in seeds])
 
-    names = list(dict.fromkeys(r["row"] for r in rows))
-    first = next((n for n in names if n in ROWS), names[0])
+def components(task: EmbeddingTask, *, averaged: bool) -> dict[str, np.ndarray]:
+    """Principal components of the 512 genes, or their mean over the neighbours."""
+    (adata,) = task.test
+    scores = PCA(50, svd_solver="covariance_eigh").fit_transform(log_values(adata, genes=ranked_genes(task)[:N_SHOWN]))
+    return {task.fold: neighbourhood(adata, RADIUS) @ scores if averaged else scores}
+
+
+def stmae(options: dict[str, Any], epochs: int) -> Embedding:
+    """Return a method that trains STMAE with these options once for each section, for both protocols."""
+    trained: dict[str, Prediction] = {}
+
+    def embed(task: EmbeddingTask, rng: np.random.Generator) -> Prediction:
+        if task.fold not in trained:
+            (adata,) = task.test
+            stimg.model.STMAE.setup_anndata(adata)
+            model = stimg.model.STMAE(adata, ranked_genes(task)[:N_SHOWN], **options)
+            batch = max(1, round(8 * 256 / (model.crop.size[0] * model.crop.size[1])))
+            model.train(epochs, validation=None, batch_size=batch, enable_progress_bar=False)
+            trained[task.fold] = Prediction({task.fold: model.get_latent_representation()}, (model,))
+        return trained[task.fold]
+
+    return embed
+
+
+def summary(reports: dict[str, Report], names: Sequence[str], first: str) -> str:
+    """Return a table: accuracy and ARI (mean and standard deviation over divisions), and the accuracy minus the first model's, draw by draw."""
+    scores = {split: r.scores().groupby(["method", "draw"])[["accuracy", "ari"]].mean() for split, r in reports.items()}
+    costs = [c for r in reports.values() for c in r.data["cost"]]
     lines = []
     for name in names:
         cells = []
-        for split in ("random", "blocks"):
-            accuracy, ari = scores(name, split, "accuracy"), scores(name, split, "ari")
-            cells += [f"{v.mean():.3f} ± {v.std(ddof=1):.3f}" for v in (accuracy, ari)]
-            difference = accuracy - scores(first, split, "accuracy")
-            cells.append("" if name == first else f"{difference.mean():+.3f} ± {difference.std(ddof=1):.3f}")
-        seconds = sum(r["seconds"] for r in rows if r["row"] == name and r["split"] == "blocks") / len(seeds) / len(sections)
-        lines.append([name, *cells, f"{seconds:.0f}"])
-    header = ["model", "random 20 %: accuracy", "ARI", "difference", "blocks 20 %: accuracy", "ARI", "difference", "seconds"]
-    return table(header, lines)
+        for found in scores.values():
+            difference = found.loc[name, "accuracy"] - found.loc[first, "accuracy"]
+            cells += [f"{v.mean():.3f} ± {v.std():.3f}" for v in (found.loc[name, "accuracy"], found.loc[name, "ari"])]
+            cells.append("" if name == first else f"{difference.mean():+.3f} ± {difference.std():.3f}")
+        lines.append([name, *cells, f"{max(c['seconds'] for c in costs if c['method'] == name):.0f}"])
+    return table(["model", *(f"{split}: {c}" for split in scores for c in ("accuracy", "ARI", "difference")), "seconds"], lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="divisions of each section")
     parser.add_argument("--sections", default="151673")
     parser.add_argument("--rows", default="", help="numbers of the rows to run, such as 0,1,9")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--name", default="ablations")
-    parser.add_argument("--report", default=None, help="a results file: print its table and train nothing")
+    parser.add_argument("--name", default="ablations", help="folder in benchmarks/results; a run that was interrupted goes on")
     args = parser.parse_args()
-    if args.report:
-        print(report(json.loads(Path(args.report).read_text())["values"]))
-        return
     if args.quick:
         args.epochs, args.seeds, args.sections = 2, 2, "151673"
     warnings.filterwarnings("ignore", module="lightning")
     chosen = list(ROWS) if not args.rows else [list(ROWS)[int(i)] for i in args.rows.split(",")]
-    rows = []
-
-    def score(name: str, section: str, adata, x: np.ndarray, y: np.ndarray, seconds: float) -> None:
-        for seed in range(args.seeds):
-            train = np.zeros(len(y), dtype=bool)
-            train[np.random.default_rng(seed).choice(len(y), len(y) // 5, replace=False)] = True
-            for split, (first, second) in {"random": (train, ~train), "blocks": block_split(adata, seed)}.items():
-                accuracy, ari, _ = probe(x, y, first, second, seed)
-                rows.append(
-                    {"row": name, "section": section, "split": split, "seed": seed, "accuracy": accuracy, "ari": ari, "seconds": seconds}
-                )
-        own = [r for r in rows if r["row"] == name and r["section"] == section]
-        print(
-            section,
-            name,
-            {s: round(float(np.mean([r["accuracy"] for r in own if r["split"] == s])), 3) for s in ("random", "blocks")},
-            f"{seconds:.0f} s",
-            flush=True,
+    methods: dict[str, Embedding] = {
+        "PCA-50": lambda task, rng: components(task, averaged=False),
+        "PCA-50, neighbours averaged": lambda task, rng: components(task, averaged=True),
+        **{name: stmae(ROWS[name], args.epochs) for name in chosen},
+    }
+    data = [stimg.datasets.dlpfc(section) for section in args.sections.split(",")]
+    reports = {}
+    for split, name in {"random 20 %": "domains-random", "blocks 20 %": "domains"}.items():
+        protocol = replace(stimg.bench.get_protocol(name), n_draws=args.seeds, probes=("mlp",), clusterings=(), transfer=False)
+        reports[split] = stimg.bench.run(
+            protocol,
+            data,
+            methods=methods,
+            nulls=False,
+            labels="label",
+            seeds=1,
+            out=RESULTS / f"{args.name}_{name}",
+            allow_leakage=name == "domains-random",
+            overwrite=True,
         )
-
-    for section in args.sections.split(","):
-        adata = stimg.datasets.dlpfc(section)
-        stimg.pp.rasterize(adata)
-        adata = adata[adata.obs["label"].notna().to_numpy()].copy()
-        y = adata.obs["label"].astype(str).to_numpy()
-        stimg.pp.select_genes(adata, rule="highly_variable", n=512)
-        values = log_values(adata, adata.var_names[adata.var["stimg_channel"]].tolist())
-        scores = PCA(50, random_state=0).fit_transform(values)
-        score("PCA-50", section, adata, scores, y, 0.0)
-        score("PCA-50, neighbours averaged", section, adata, smooth(adata, scores), y, 0.0)
-        stimg.model.STMAE.setup_anndata(adata)
-        for name in chosen:
-            options = ROWS[name]
-            model = stimg.model.STMAE(adata, **options)
-            start = time.perf_counter()
-            batch = max(1, round(8 * 256 / (model.crop.size[0] * model.crop.size[1])))
-            model.train(args.epochs, validation=None, batch_size=batch, enable_progress_bar=False)
-            score(name, section, adata, model.get_latent_representation(), y, time.perf_counter() - start)
-    print(report(rows))
-    print("written to", save(args.name, {"script": "benchmarks/ablations.py", "arguments": vars(args)}, rows))
+    print(summary(reports, list(methods), chosen[0]))
 
 
 if __name__ == "__main__":

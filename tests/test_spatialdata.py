@@ -44,6 +44,7 @@ def slide():
     return adata
 
 
+IMAGE = np.random.default_rng(0).integers(0, 256, (6000, 6000, 3), dtype=np.uint8)
 CALLS = {
     "pp.rasterize": lambda data, **k: stimg.pp.rasterize(data, **k),
     "pp.resample": lambda data, **k: stimg.pp.resample(data, pixel_um=400.0, **k),
@@ -51,13 +52,15 @@ CALLS = {
     "pp.spatial_autocorr": lambda data, **k: stimg.pp.spatial_autocorr(data, n_perms=3, **k),
     "pp.spatial_blocks": lambda data, **k: stimg.pp.spatial_blocks(data, block_um=500.0, buffer_um=200.0, key_added="b", **k),
     "pp.hold_out_blocks": lambda data, **k: stimg.pp.hold_out_blocks(data, held=["D1S1/1"], **k),
+    "pp.split": lambda data, **k: stimg.pp.split(data, by="block", test=["D1S1/1"], buffer_um=250.0, **k),
+    "pp.colour_statistics": lambda data, **k: stimg.pp.colour_statistics(data, image=IMAGE, windows_um=(40.0, 90.0), **k),
     "pl.raster": lambda data, **k: stimg.pl.raster(data, color="label", **k),
     "pl.crops": lambda data, **k: stimg.pl.crops(data, genes=gene(data), n=2, spec=stimg.image.CropSpec((3, 3)), **k),
     "pl.reconstruction": lambda data, **k: stimg.pl.reconstruction(data, genes=gene(data), **k),
     "pl.embedding_map": lambda data, **k: stimg.pl.embedding_map(data, **k),
 }
-OTHER = {"pp.rasterize_points", "pl.history"}
-"""Verbs that take no table: points, and the record of a training."""
+OTHER = {"pp.rasterize_points", "pl.history", "pl.scores", "pl.gene_scores", "pl.score_maps"}
+"""Verbs that take no table: points, the record of a training, and reports."""
 
 
 def gene(data):

@@ -63,6 +63,10 @@ def split(adata):
 VERBS = {
     "stimg.pp.select_genes": lambda adata: stimg.pp.select_genes(adata, rule="variance", n=10),
     "stimg.pp.spatial_blocks": blocks,
+    "stimg.pp.split": lambda adata: stimg.pp.split(adata, by="block", n_blocks=4, test=0.25),
+    "stimg.pp.colour_statistics": lambda adata: stimg.pp.colour_statistics(
+        adata, image=dict.fromkeys(adata.obs["library_id"].unique(), np.full((4000, 4000, 3), 200, dtype=np.uint8)), windows_um=(40.0, 90.0)
+    ),
     "stimg.pp.hold_out_blocks": lambda adata: (stimg.pp.spatial_blocks(adata, n_blocks=4), split(adata)),
     "stimg.pp.spatial_autocorr": lambda adata: [stimg.pp.spatial_autocorr(adata, mode=mode) for mode in ("moran", "geary")],
 }

@@ -216,6 +216,16 @@ def test_folds_validate_on_named_donors_and_never_test_them():
     assert next(manifest.folds()).test == ("A0", "A1", "A2")
 
 
+def test_many_groups_are_no_trouble():
+    adata = cohort({f"s{i}": f"d{i:03d}" for i in range(150)}, 2)
+    stimg.pp.split(adata, test=["d000"])
+    assert (adata.obs["stimg_split"] == "test").sum() == 2
+    stimg.pp.split(adata, test=0.2, validation=0.1)
+    assert (adata.obs["stimg_split"].value_counts()[["train", "validation", "test"]] == [210, 30, 60]).all()
+    stimg.pp.split(adata, n_folds=5)
+    assert (adata.obs["stimg_fold"].value_counts() == 60).all()
+
+
 # ---- blocks
 
 

@@ -1,14 +1,15 @@
 """One HTML page of a report: what was evaluated, what to know before comparing, where the models stand, and everything behind it."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from stimg.bench import page_tables as tables
 from stimg.bench import verdict
 from stimg.bench.html import Html, document, fold, join, picture, table, tag
+from stimg.bench.page_tables import OPEN_STRATA, coded, listed, plural, role_tag, signed
 from stimg.bench.report import Report
 from stimg.bench.verdict import shown
 
@@ -21,10 +22,10 @@ STYLE = """
 .quiet { color: var(--good); }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: .5rem 2rem; align-items: start; }
 .pair > * { min-width: 0; } .pair figure { margin: .5rem 0; }
-.said { margin: .9rem 0 .3rem; } .said .bad { color: var(--bad); } .said .good { color: var(--good); } .pair > div > :first-child { margin-top: .5rem; } .pair ul { margin: .4rem 0; padding-left: 1.1rem; } .pair table { font-size: .9rem; }
+.said { margin: .9rem 0 .3rem; } .said .bad { color: var(--bad); } .said .good { color: var(--good); }
+.pair > div > :first-child { margin-top: .5rem; } .pair table { font-size: .9rem; }
 .tag { font-size: .75rem; border: 1px solid currentColor; border-radius: 3px; padding: 0 .3em; white-space: nowrap; color: var(--soft); font-weight: 400; }
 .tag.model { color: var(--model); } .tag.rival { color: var(--rival); } .tag.flatters { color: var(--bad); }
-tr.null > *, tr.audit > * { color: var(--soft); }
 td small { display: block; font-size: .75rem; white-space: nowrap; } .grid { font-size: .9rem; }
 .grid td, .grid th { padding-right: .6rem; } .grid small { letter-spacing: -.02em; } .grid thead th { font-weight: 600; min-width: 4rem; max-width: 8rem; }
 .grid tbody th { position: sticky; left: 0; background: var(--ground); min-width: 8rem; max-width: 15rem; }
@@ -32,20 +33,16 @@ td.tint { padding-left: .4rem; background: rgb(0 114 178 / calc(var(--t) * 40%))
 td.flatters, th.flatters { background: repeating-linear-gradient(135deg, transparent 0 5px, rgb(128 128 128 / 13%) 5px 10px); }
 @media (max-width: 36rem) { .facts { grid-template-columns: 1fr; gap: 0; } .facts dd { margin-bottom: .4rem; } }
 """
-ROLES = {
-    "model": "what is evaluated",
-    "rival": "a simple method with the same inputs, or the usual one",
-    "null": "sees no pixel, and nothing of what is to be predicted",
-    "audit": "is given a part of the truth, to show what that part alone is worth; never a result",
-}
 LEVELS = {
     "donor": "no donor may be in both training and test",
     "section": "no section may be in both training and test; other sections of a donor may",
     "observation": "no observation may be in both training and test, nor a neighbour of one; other observations of a section may",
 }
-DRAWN, STRATA, STAMPS, CASES, GENES, OPEN = 2, 4, 6, 3, 10, 12
-"""What a page shows: methods with genes and maps; strata, methods and stamps before the rest is closed; cases; genes at either end; donors in an open table."""
 PLURAL = {"model": "models", "rival": "rivals", "null": "nulls", "audit": "audits"}
+LOOKS = {verdict.ABOVE: "bad", verdict.WORSE: "bad", verdict.EVEN: "even", verdict.BETTER: "good"}
+DRAWN, SAID, STAMPS, CASES, GENES = 2, 4, 6, 3, 10
+"""What a page shows: methods with genes and maps, methods and stamps before the rest is closed, cases, genes at either end."""
+CEILING = "noise ceiling"
 
 
 def page(report: Report) -> str:
@@ -53,52 +50,51 @@ def page(report: Report) -> str:
     d = report.data
     name = f"{d['protocol']['name']} {d['protocol']['version']}"
     strata = list(dict.fromkeys(s["stratum"] for s in d["summary"] if s["metric"] == report.headline))
-    light = {**d, "details": report.details()}
-    parts = [
-        tag("header", tag("h1", name), tag("p", _lead(d)), _stamps(d), _protocol(d)),
+    light = {**d, "details": report.details()}  # made a table once for all figures
+    return document(
+        f"{name}: {listed(verdict.subjects(report)) or 'nulls'}",
+        tag("header", tag("h1", name), tag("p", _lead(d)), _stamps(d["stamps"]), _protocol(d)),
         _standing(report, light, strata),
-        _metrics(report, strata),
-        _donors(report, strata),
+        tables.metrics(report, strata),
+        tables.donors(report, strata),
         _genes(report, light, strata),
         _cases(report),
-        _methods(d),
+        tables.methods(d),
         tag("h2", "Behind the numbers"),
-        _ledger(d),
-        _cost(d),
-        _data(d),
-        _repeat(d),
-    ]
-    return document(f"{name}: {', '.join(verdict.subjects(report)) or 'nulls'}", *parts, style=STYLE)
+        tables.ledger(d),
+        tables.cost(d),
+        tables.data(d),
+        tables.repeat(d),
+        style=STYLE,
+    )
 
 
 def _lead(d: Mapping[str, Any]) -> str:
-    """Return in one or two sentences what was evaluated."""
-    by_role = {role: [m["name"] for m in d["methods"] if m["role"] == role] for role in ROLES}
-    counted = [f"{len(v)} {role if len(v) == 1 else PLURAL[role]}" for role, v in by_role.items() if v and role != "model"]
-    donors, n = {s["donor"] for s in d["sections"]}, sum(s["n_obs"] for s in d["sections"])
-    who = listed(
-        [repr(m) for m in by_role["model"]][:6] + ([f"{len(by_role['model']) - 6} more models"] if len(by_role["model"]) > 6 else [])
-    )
-    beside = f" beside {listed(counted)}" if counted else ""
-    what = f"{who}{beside}" if who else f"{listed(counted).capitalize()}, and no model,"
+    """Return in a sentence what was evaluated."""
+    by_role = {role: [m["name"] for m in d["methods"] if m["role"] == role] for role in PLURAL}
+    models = [repr(name) for name in by_role.pop("model")]
+    beside = listed(f"{len(names)} {role if len(names) == 1 else PLURAL[role]}" for role, names in by_role.items() if names)
+    who = listed(models if len(models) <= 6 else [*models[:6], f"{len(models) - 6} more models"])
+    what = f"{who}, beside {beside}," if who and beside else who or f"{beside}, and no model,"
+    n = sum(s["n_obs"] for s in d["sections"])
     return (
-        f"{what} on {plural(len(d['sections']), 'section')} of {plural(len(donors), 'donor')} ({n:,} observations), "
-        f"{plural(len(d['split']['folds']), 'fold')}: {d['protocol']['title']}."
+        f"{what} on {plural(len(d['sections']), 'section')} of {plural(len({s['donor'] for s in d['sections']}), 'donor')} "
+        f"({n:,} observations), {plural(len(d['split']['folds']), 'fold')}: {d['protocol']['title']}."
     )
 
 
-def _stamps(d: Mapping[str, Any]) -> Html:
-    if d["stamps"]:
-        lines = [tag("li", tag("strong", stamp)) for stamp in d["stamps"]]
-        more = fold(f"{len(lines) - STAMPS} more", tag("ul", *lines[STAMPS:])) if lines[STAMPS:] else Html()
+def _stamps(stamps: Sequence[str]) -> Html:
+    """Return the stamps in a loud box, or a quiet line where there are none."""
+    if stamps:
+        lines = [tag("li", tag("strong", stamp)) for stamp in stamps]
+        more = fold(f"{len(lines) - STAMPS} more", tag("ul", *lines[STAMPS:])) if lines[STAMPS:] else ""
         why = tag("p", "These numbers must not stand anywhere without these lines.")
         return tag("div", why, tag("ul", *lines[:STAMPS]), more, class_="box loud", role="alert")
-    return tag(
-        "p",
-        tag("span", "No leak found.", class_="quiet"),
+    told = (
         " Gene lists, training sections and what the methods say they were fitted on were compared with the test data of each fold. "
-        "What a method does not say cannot be checked.",
+        "What a method does not say cannot be checked."
     )
+    return tag("p", tag("span", "No leak found.", class_="quiet"), told)
 
 
 def _protocol(d: Mapping[str, Any]) -> Html:
@@ -106,192 +102,119 @@ def _protocol(d: Mapping[str, Any]) -> Html:
     facts: list[tuple[str, str]] = [
         ("protocol", join(tag("strong", p["name"]), f" {p['version']}, hash ", tag("code", p["hash"]))),
         ("source", p["source"]),
-        ("kept apart", f"{p['level']}: {LEVELS[p['level']]}" if p["level"] in LEVELS else p["level"]),
+        ("kept apart", f"{p['level']}: {LEVELS.get(p['level'], 'as the protocol says')}"),
         ("split", join(f"{plural(len(d['split']['folds']), 'fold')}, hash ", tag("code", d["split"]["hash"]))),
     ]
     if p["strata"]:
         facts.append(("reported apart", f"by {listed(p['strata'])}; never averaged"))
-    out = tag("dl", *(join(tag("dt", k), tag("dd", v)) for k, v in facts), class_="facts")
-    if not p["remarks"]:
-        return out
-    known = tag("p", tag("strong", "Know this before you compare"))
-    return join(out, tag("div", known, tag("ul", *(tag("li", _coded(r)) for r in p["remarks"])), class_="box"))
+    remarks = tag("ul", *(tag("li", coded(remark)) for remark in p["remarks"]))
+    known = tag("div", tag("p", tag("strong", "Know this before you compare")), remarks, class_="box") if p["remarks"] else ""
+    return join(tag("dl", *(join(tag("dt", k), tag("dd", v)) for k, v in facts), class_="facts"), known)
 
 
 def _standing(report: Report, light: Mapping[str, Any], strata: Sequence[str]) -> Html:
     """Return the headline figure of each stratum, with what it says beside it."""
     from stimg import pl
 
-    metric = report.data["metrics"][0]
-    few = min((s["n_donors"] for s in report.data["summary"] if s["metric"] == metric["name"]), default=0)
-    open_, blocks = verdict.subjects(report), []
+    metric, subjects = report.data["metrics"][0], verdict.subjects(report)
+    beside = bool(subjects) or len(strata) == 1
+    blocks = []
     for i, stratum in enumerate(strata):
-        alt = ", ".join(f"{k} {shown(v)}" for k, v in verdict.values(report, metric["name"], stratum).items())
+        values = ", ".join(f"{name} {shown(value)}" for name, value in verdict.values(report, metric["name"], stratum).items())
         drawn = pl.png(pl.scores(light, stratum=stratum, legend=i == 0, return_fig=True))
-        figure = picture(drawn, alt=f"{metric['name']}, {stratum}: {alt}", width=460)
         said = [_said(each, first=k == 0) for k, each in enumerate(verdict.verdicts(report, metric["name"], stratum))]
-        said = said[:STRATA] + ([fold(f"{len(said) - STRATA} more", *said[STRATA:])] if said[STRATA:] else [])
-        said += [tag("p", s, class_="said") for s in verdict.of_the_rest(report, metric["name"], stratum)]
-        blocks.append(tag("div", figure, tag("div", *said), class_="pair") if open_ or len(strata) == 1 else tag("div", figure, *said))
-    notes = (
-        f"{metric['name']}: {metric['what']}. Grey are nulls, which see no pixel and nothing of what is to be predicted, and audits, which are given a part "
-        "of the truth; neither is a result. Intervals are 95 %, donors drawn again; differences are taken on the same sections, seeds averaged first."
+        said = [*said[:SAID], fold(f"{len(said) - SAID} more", *said[SAID:])] if said[SAID:] else said
+        said += [tag("p", each, class_="said") for each in verdict.of_the_rest(report, metric["name"], stratum)]
+        figure = picture(drawn, alt=f"{metric['name']}, {stratum}: {values}", width=460)
+        blocks.append(tag("div", figure, tag("div", *said), **({"class_": "pair"} if beside else {})))
+    shown_first = blocks[:OPEN_STRATA] if beside else [tag("div", *blocks[:OPEN_STRATA], class_="pair")]
+    role = next((m["role"] for m in report.data["methods"] if m["name"] in subjects), "null")
+    return join(
+        tag("h2", f"Where the {PLURAL[role]} stand" if subjects or not verdict.pictured(report) else "What zero pixels score"),
+        tag("p", _how_to_read(report, metric), class_="soft"),
+        *shown_first,
+        tables.the_rest(blocks, strata),
+    )
+
+
+def _how_to_read(report: Report, metric: Mapping[str, Any]) -> str:
+    few = min((s["n_donors"] for s in report.data["summary"] if s["metric"] == metric["name"]), default=0)
+    text = (
+        f"{metric['name']}: {metric['what']}. Grey are nulls, which see no pixel and nothing of what is to be predicted, and audits, which are "
+        "given a part of the truth; neither is a result. Intervals are 95 %, donors drawn again; differences are taken on the same sections, "
+        "seeds averaged first."
     )
     if few == 1:
-        notes += " There is one donor, so there is no interval, and nothing is known of other donors."
-    elif few < verdict.FEW:
-        notes += (
-            f" An interval over {few} donors is rough, and usually too narrow: better and worse are said only where every donor agrees."
-        )
-    cards = blocks[:STRATA] if open_ or len(strata) == 1 else [tag("div", *blocks[:STRATA], class_="pair")]
-    closed = fold(f"{len(blocks) - STRATA} more: {'; '.join(strata[STRATA:])}", *blocks[STRATA:]) if blocks[STRATA:] else Html()
-    what = next((f"Where the {PLURAL[m['role']]} stand" for m in report.data["methods"] if m["name"] in open_), "What zero pixels score")
-    return join(tag("h2", what), tag("p", notes, class_="soft"), *cards, closed)
+        return f"{text} There is one donor, so there is no interval, and nothing is known of other donors."
+    if few < verdict.FEW:
+        return f"{text} An interval over {few} donors is rough, and usually too narrow: better and worse are said only where every donor agrees."
+    return text
 
 
 def _said(found: verdict.Verdict, *, first: bool) -> Html:
-    rows = [
-        [
-            join(c.other, " ", _role(c.role)),
-            shown(c.other_value),
-            join(signed(c.difference), *([tag("small", f"{signed(c.low)} to {signed(c.high)}")] if np.isfinite(c.low) else [])),
-            f"{c.ahead} of {c.n_donors}",
-        ]
-        for c in found.comparisons
+    """Return a verdict: its sentence, what goes with it, and the differences behind it."""
+    rows = []
+    for c in found.comparisons:
+        interval = tag("small", f"{signed(c.low)} to {signed(c.high)}") if np.isfinite(c.low) else ""
+        ahead = f"{c.ahead} of {c.n_donors}"
+        rows.append([join(c.other, " ", role_tag(c.role)), shown(c.other_value), join(signed(c.difference), interval), ahead])
+    said = [
+        join("; it " if i else " ", tag("strong", words, class_=LOOKS[words]), f" {text}") for i, (words, text) in enumerate(found.clauses)
     ]
-    head = ("against", "its score", "difference", "donors ahead")
-    looks = {verdict.ABOVE: "bad", verdict.WORSE: "bad", verdict.EVEN: "even", verdict.BETTER: "good"}
-    said: list[Html] = []
-    for i, (words, text) in enumerate(found.clauses):
-        said.append(join("; it " if i else " ", tag("strong", words, class_=looks[words]), f" {text}"))
-    sentence = tag(
-        "p",
-        tag("strong", found.method),
-        f" ({shown(found.value)})",
-        *(said or [join(" stands alone: there is nothing to hold it against")]),
-        ".",
-        class_="said",
+    sentence = said or [join(f" {verdict.ALONE}")]
+    return join(
+        tag("p", tag("strong", found.method), f" ({shown(found.value)})", *sentence, ".", class_="said"),
+        tag("p", " ".join(found.remarks), class_="soft") if found.remarks else "",
+        fold("differences on the same sections", table(("against", "its score", "difference", "donors ahead"), rows), open_=first)
+        if rows
+        else "",
     )
-    remarks = tag("p", " ".join(found.remarks), class_="soft")
-    return join(sentence, remarks, fold("differences on the same sections", table(head, rows), open_=first) if rows else Html())
-
-
-def _metrics(report: Report, strata: Sequence[str]) -> Html:
-    """Return methods by metrics, each stratum, and what the metrics are."""
-    d = report.data
-    entries = {(s["method"], s["stratum"], s["metric"]): s for s in d["summary"]}
-    out, tables = [tag("h2", "All metrics")], []
-    head = [join(_broken(m["name"]), "" if m["more_is_better"] else " ↓") for m in d["metrics"]]
-    for stratum in strata:
-        columns = [i for i, m in enumerate(d["metrics"]) if any((x["name"], stratum, m["name"]) in entries for x in d["methods"])]
-        top = ["", *(tag("th", head[i], scope="col", **_flat(d["metrics"][i])) for i in columns)]
-        rows = []
-        for m in d["methods"]:
-            cells = [entries.get((m["name"], stratum, d["metrics"][i]["name"])) for i in columns]
-            if any(cells):
-                rows.append(
-                    [
-                        join(m["name"], " ", _role(m["role"])),
-                        *(_cell(c, _flat(d["metrics"][i])) for c, i in zip(cells, columns, strict=True)),
-                    ]
-                )
-        tables.append(join(*([tag("h3", stratum)] if stratum else []), table(top, rows, class_="grid")))
-    out += tables[:STRATA] + (
-        [fold(f"{len(tables) - STRATA} more: {'; '.join(strata[STRATA:])}", *tables[STRATA:])] if tables[STRATA:] else []
-    )
-    out.append(tag("p", "Small: interval over donors. ↓: less is better. Hatched: flatters, never to be quoted alone.", class_="soft"))
-    told = [
-        [
-            join(m["name"], *([" ", tag("span", "flatters", class_="tag flatters")] if flatters(m) else [])),
-            m["what"].removeprefix("flatters: "),
-        ]
-        for m in d["metrics"]
-    ]
-    out.append(fold("What the metrics are", table(("metric", "what it is"), told)))
-    return join(*out)
-
-
-def _cell(entry: Mapping[str, Any] | None, look: Mapping[str, str]) -> Html:
-    if entry is None:
-        return tag("td", "–", **look)
-    small = [tag("small", f"[{shown(entry['low'])}, {shown(entry['high'])}]")] if entry["low"] is not None else []
-    return tag("td", shown(entry["value"]), *small, **look)
-
-
-def _flat(metric: Mapping[str, Any]) -> dict[str, str]:
-    return {"class_": "flatters"} if flatters(metric) else {}
-
-
-def flatters(metric: Mapping[str, Any]) -> bool:
-    """Return whether a metric says of itself that it flatters."""
-    return str(metric["what"]).startswith("flatters")
-
-
-def _donors(report: Report, strata: Sequence[str]) -> Html:
-    """Return the headline by donor, and by fold where folds are not the donors."""
-    d, parts = report.data, []
-    for stratum in strata:
-        found = {s["method"]: s for s in d["summary"] if (s["metric"], s["stratum"]) == (report.headline, stratum)}
-        names = [m["name"] for m in d["methods"] if m["name"] in found]
-        for key, what in (("by_donor", "donor"), ("by_fold", "fold")):
-            units = list(dict.fromkeys(u for n in names for u in found[n][key]))
-            if len(units) < 2 or (key == "by_fold" and set(units) == {u for n in names for u in found[n]["by_donor"]}):
-                continue
-            most = max((abs(v) for n in names for v in found[n][key].values() if v is not None), default=0.0) or 1.0
-            rows = [[u, *(_tinted(found[n][key].get(u), most) for n in names)] for u in units]
-            title = f"by {what}" + (f", {stratum}" if stratum else "") + f" ({len(units)})"
-            parts.append(fold(title, table([what, *names], rows, class_="grid"), open_=not parts and len(units) <= OPEN))
-    return join(tag("h2", f"{report.headline} of single donors"), *parts) if parts else Html()
-
-
-def _tinted(value: float | None, most: float) -> Html:
-    if value is None:
-        return tag("td", "–")
-    return tag("td", shown(value), class_="tint minus" if value < 0 else "tint", style=f"--t:{abs(value) / most:.2f}")
 
 
 def _genes(report: Report, light: Mapping[str, Any], strata: Sequence[str]) -> Html:
     """Return genes against their ceiling and against the best null or audit, for the best methods."""
     from stimg import pl
 
-    details = light["details"]
+    details, subjects = light["details"], verdict.subjects(report)
     if not {"gene", "r"} <= set(details):
         return Html()
     roles = {m["name"]: m["role"] for m in report.data["methods"]}
-    keys = list(report.data["protocol"]["strata"])
-    out = [tag("h2", "Genes")]
+    out: list[Html] = []
     for stratum in strata[:DRAWN]:
-        own = details
-        if keys:
-            first, *others = (details[key].astype(str) for key in keys)
-            own = details[first.str.cat(others, sep=", ") == stratum]
+        own = _of_stratum(details, report.data["protocol"]["strata"], stratum)
         if own.empty:  # a stratum that is scored, and has no genes of its own
             continue
         scored = verdict.values(report, report.headline, stratum)
-        blind = [n for n in scored if roles[n] in ("null", "audit")]
-        for name in [n for n in scored if n in verdict.subjects(report)][:DRAWN] or blind[:DRAWN]:
+        blind = [name for name in scored if roles[name] in ("null", "audit")]
+        for name in [n for n in scored if n in subjects][:DRAWN] or blind[:DRAWN]:
             other = next((n for n in blind if n != name), None)
-            against = (["noise ceiling"] if "ceiling" in details else []) + ([other] if other is not None else [])
+            against = [*([CEILING] if "ceiling" in own else []), *([other] if other is not None else [])]
             found = _by_gene(own, name, against)
-            alts = [f"r of each gene by {name} against {a}, {stratum}" for a in against]
-            drawn = [pl.png(pl.gene_scores(light, method=name, against=a, stratum=stratum, return_fig=True)) for a in against]
-            out += [tag("h3", join(name, f", {stratum}" if stratum else "")), tag("p", _gene_words(found, name, other, roles))]
-            told = [
-                "A dot is a gene. "
-                + (
-                    "On the dashed line it is as good as noise allows."
-                    if a == "noise ceiling"
-                    else f"Below the dashed line {a!r} is better."
+            figures = []
+            for each in against:
+                drawn = pl.png(pl.gene_scores(light, method=name, against=each, stratum=stratum, return_fig=True))
+                on = (
+                    "On the dashed line it is as good as noise allows." if each == CEILING else f"Below the dashed line {each!r} is better."
                 )
-                for a in against
+                figures.append(picture(drawn, alt=f"r of each gene, {name} against {each}", caption=f"A dot is a gene. {on}", width=440))
+            out += [
+                tag("h3", f"{name}, {stratum}" if stratum else name),
+                tag("p", _gene_words(found, name, other, roles)),
+                tag("div", *figures, class_="pair"),
+                fold(f"the {GENES} genes with the highest r, and the {GENES} with the lowest", _gene_rows(found, against)),
             ]
-            out.append(
-                tag("div", *(picture(p, alt=a, caption=c, width=440) for p, a, c in zip(drawn, alts, told, strict=True)), class_="pair")
-            )
-            out.append(fold(f"the {GENES} genes with the highest r, and the {GENES} with the lowest", _gene_rows(found, against)))
-    if len(strata) > DRAWN or len(verdict.subjects(report)) > DRAWN:
-        out.append(tag("p", tag("code", "stimg.pl.gene_scores(report, method=..., stratum=...)"), " draws the others.", class_="soft"))
-    return join(*out) if len(out) > 1 else Html()
+    if not out:
+        return Html()
+    if len(strata) > DRAWN or len(subjects) > DRAWN:
+        out.append(tag("p", coded("`stimg.pl.gene_scores(report, method=..., stratum=...)` draws the others."), class_="soft"))
+    return join(tag("h2", "Genes"), *out)
+
+
+def _of_stratum(details: pd.DataFrame, keys: Sequence[str], stratum: str) -> pd.DataFrame:
+    if not keys:
+        return details
+    first, *others = (details[key].astype(str) for key in keys)
+    return details[first.str.cat(others, sep=", ") == stratum]
 
 
 def _by_gene(details: pd.DataFrame, name: str, against: Sequence[str]) -> pd.DataFrame:
@@ -300,26 +223,29 @@ def _by_gene(details: pd.DataFrame, name: str, against: Sequence[str]) -> pd.Dat
     own = values[values["method"] == name].groupby("gene")
     out = own.agg(r=("r", "mean"), undefined=("undefined", "all"))
     for each in against:
-        out[each] = own["ceiling"].mean() if each == "noise ceiling" else values[values["method"] == each].groupby("gene")["r"].mean()
+        out[each] = own["ceiling"].mean() if each == CEILING else values[values["method"] == each].groupby("gene")["r"].mean()
     return out.sort_values("r", ascending=False, kind="stable")
 
 
 def _gene_words(found: pd.DataFrame, name: str, other: str | None, roles: Mapping[str, str]) -> str:
     parts = []
-    if other in found:
+    if other is not None:
+        ahead = int((found["r"] > found[other]).sum())
+        parts.append(f"{name!r} is better than the {roles[other]} {other!r} on {ahead:,} of {plural(len(found), 'gene')}.")
+    if CEILING in found:
+        above = int((found["r"] > found[CEILING]).sum())
         parts.append(
-            f"{name!r} is better than the {roles[other]} {other!r} on {int((found['r'] > found[other]).sum())} of {plural(len(found), 'gene')}."
+            f"{plural(above, 'gene')} above the noise ceiling: by chance, or by a leak." if above else "No gene is above its noise ceiling."
         )
-    parts.append(
-        f"r is below 0 for {plural(int((found['r'] < 0).sum()), 'gene')}, and undefined in every section for {int(found['undefined'].sum())}."
-    )
+    below, undefined = int((found["r"] < 0).sum()), int(found["undefined"].sum())
+    parts.append(f"r is below 0 for {plural(below, 'gene')}, and undefined in every section for {undefined:,}.")
     return " ".join(parts)
 
 
 def _gene_rows(found: pd.DataFrame, against: Sequence[str]) -> Html:
     ends = found if len(found) <= 2 * GENES else pd.concat([found.head(GENES), found.tail(GENES)])
     rows = [
-        [str(gene), shown(row["r"]) + (" (undefined)" if row["undefined"] else ""), *(shown(row[a]) for a in against)]
+        [str(gene), "undefined" if row["undefined"] else shown(row["r"]), *(shown(row[a]) for a in against)]
         for gene, row in ends.iterrows()
     ]
     return table(["gene", "r", *against], rows)
@@ -330,135 +256,20 @@ def _cases(report: Report) -> Html:
     from stimg import pl
 
     kept = {m["method"] for m in report.data["maps"]}
-    stratum = next(iter(s["stratum"] for s in report.data["summary"]), "")
-    wanted = [n for n in verdict.values(report, report.headline, stratum) if n in kept and n in verdict.subjects(report)][:DRAWN]
+    stratum = next((s["stratum"] for s in report.data["summary"] if s["metric"] == report.headline), "")
+    scored = verdict.values(report, report.headline, stratum)
     out = []
-    for name in wanted:
-        drawn = {
-            k: pl.png(pl.score_maps(report, method=name, n=CASES, best=k == "best", return_fig=True), dpi=120) for k in ("worst", "best")
-        }
-        out.append(tag("h3", name))
-        each = [
-            tag("div", tag("p", f"the {k} of the kept cases", class_="soft"), picture(p, alt=f"maps of the {k} cases of {name}", width=440))
-            for k, p in drawn.items()
-        ]
-        out.append(tag("div", *each, class_="pair"))
+    for name in [n for n in scored if n in kept and n in verdict.subjects(report)][:DRAWN]:
+        sides = []
+        for side in ("worst", "best"):
+            drawn = pl.png(pl.score_maps(report, method=name, n=CASES, best=side == "best", return_fig=True), dpi=120)
+            figure = picture(drawn, alt=f"maps of the {side} cases of {name}", width=440)
+            sides.append(tag("div", tag("p", f"the {side} of the kept cases", class_="soft"), figure))
+        out += [tag("h3", name), tag("div", *sides, class_="pair")]
     if not out:
         return Html()
-    lead = "Genes of single sections with the lowest r among those that the report keeps of each fold, and for contrast those with the highest; truth and prediction share one colour scale."
-    return join(tag("h2", "Worst cases"), tag("p", lead, class_="soft"), *out)
-
-
-def _methods(d: Mapping[str, Any]) -> Html:
-    rows = [[join(m["name"], " ", _role(m["role"])), m["what"], plural(len(m["seeds"]), "seed")] for m in d["methods"]]
-    told = tag("ul", *(tag("li", _role(r), f" {what}") for r, what in ROLES.items() if any(m["role"] == r for m in d["methods"])))
-    return join(tag("h2", "Methods"), told, table(("method", "what it does", "run for"), rows))
-
-
-def _ledger(d: Mapping[str, Any]) -> Html:
-    """Return what each method is known to have seen."""
-    rows = []
-    for m in d["methods"]:
-        own = [e for e in d["ledger"] if e["method"] == m["name"]]
-        leaks = {leak: [e["fold"] for e in own if leak in e["leaks"]] for e in own for leak in e["leaks"]}
-        found = tag("ul", *(tag("li", f"{leak} (fold {listed(sorted(set(folds)))})") for leak, folds in leaks.items())) if leaks else "none"
-        silent = sorted({name for e in own for name in e["silent"]})
-        rows.append([m["name"], listed(silent) if silent else "–", found])
-    return fold("what each method has seen", table(("method", "does not say what it has seen", "test data seen"), rows))
-
-
-def _cost(d: Mapping[str, Any]) -> Html:
-    rows = []
-    for m in d["methods"]:
-        own = [c for c in d["cost"] if c["method"] == m["name"]]
-        wall, cpu = sum(c["seconds"] for c in own), sum(c["processor_seconds"] for c in own)
-        peak = max((c["peak_mb"] for c in own if c["peak_mb"] is not None), default=None)
-        rows.append(
-            [
-                m["name"],
-                str(len(own)),
-                seconds(wall),
-                seconds(wall / max(len(own), 1)),
-                seconds(cpu),
-                "–" if peak is None else f"{peak:,.0f} MB",
-            ]
-        )
-    head = ("method", "runs", "time", "time a run", "processor time", "peak memory")
-    note = "Time to fit and predict, without scoring. Memory is the largest of the whole process up to the end of that method, so it never falls from one to the next."
-    return fold("time and memory", table(head, rows), tag("p", note, class_="soft"))
-
-
-def _data(d: Mapping[str, Any]) -> Html:
-    sections = [[s["library"], s["donor"], f"{s['n_obs']:,}", f"{s['n_genes']:,}", tag("code", str(s["content"]))] for s in d["sections"]]
-    folds = [[f["name"], ", ".join(f["train"]) or "–", ", ".join(f["test"])] for f in d["split"]["folds"]]
-    parts = [
-        fold(plural(len(sections), "section"), table(("section", "donor", "observations", "genes", "hash of its counts"), sections)),
-        fold(plural(len(folds), "fold"), table(("fold", "trained on", "tested on"), folds)),
-    ]
-    notes: dict[tuple[str, str], list[str]] = {}
-    for each in d.get("notes", ()):
-        text = json.dumps(each["notes"], ensure_ascii=False)
-        notes.setdefault((each["method"], text), []).append(f"{each['fold']} (seed {each['seed']})")
-    if notes:
-        rows = [[method, ", ".join(where), tag("code", text)] for (method, text), where in notes.items()]
-        parts.append(fold("what the methods noted", table(("method", "fold", "note"), rows)))
-    return join(*parts)
-
-
-def _repeat(d: Mapping[str, Any]) -> Html:
-    seeds = max((m["seeds"] for m in d["methods"]), key=len, default=[0])
-    models = [m["name"] for m in d["methods"] if m["role"] == "model"]
-    given = ["data"] + ([f"methods={{{', '.join(f'{m!r}: ...' for m in models)}}}"] if models else []) + [f"seeds={list(seeds)}"]
-    given += ["allow_leakage=True"] if any(s.startswith("LEAKAGE") for s in d["stamps"]) else []
-    code = f"import stimg\n\nreport = stimg.bench.run({d['protocol']['name']!r}, {', '.join(given)})\n"
-    code += f"assert report.data['protocol']['hash'] == {d['protocol']['hash']!r}\nassert report.data['split']['hash'] == {d['split']['hash']!r}\n"
-    note = "The same protocol hash, split hash and seeds give the same numbers. `data` holds the sections above; the numbers behind this page are in report.json."
-    versions = {**d["software"], **{k: str(v) for k, v in d["machine"].items()}}
-    return join(
-        tag("h2", "How to repeat it"), tag("p", _coded(note)), tag("pre", tag("code", code)),
-        fold("software and machine", table(("", ""), list(versions.items()))),
-    )  # fmt: skip
-
-
-def _broken(name: str) -> Html:
-    """Return a name that may be broken after its underscores."""
-    return Html("_<wbr>".join(tag("span", word) for word in name.split("_")))
-
-
-def _coded(text: str) -> Html:
-    """Return a text whose words between backticks are code."""
-    return join(*(tag("code", part) if i % 2 else part for i, part in enumerate(text.split("`"))))
-
-
-def _role(role: str) -> Html:
-    return tag("span", role, class_=f"tag {role}")
-
-
-def signed(value: float) -> str:
-    """Return a difference with its sign."""
-    text = shown(value)
-    return text if text.startswith("-") or float(value) == 0 else f"+{text}"
-
-
-def seconds(value: float) -> str:
-    """Return a time in the unit in which it is read."""
-    return (
-        f"{value / 3600:.1f} h"
-        if value >= 7200
-        else f"{value / 60:.1f} min"
-        if value >= 120
-        else f"{value:.2f} s"
-        if value < 10
-        else f"{value:.0f} s"
+    lead = (
+        "Genes of single sections with the lowest r among those that the report keeps of each fold, and for contrast those with the highest; "
+        "truth and prediction share one colour scale."
     )
-
-
-def plural(n: int, what: str) -> str:
-    """Return a number of things in words."""
-    return f"{n:,} {what}" + ("" if n == 1 else "s")
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return names with commas and "and"."""
-    *first, last = list(names) or [""]
-    return f"{', '.join(first)} and {last}" if first else last
+    return join(tag("h2", "Worst cases"), tag("p", lead, class_="soft"), *out)

@@ -15,6 +15,7 @@ AGAINST = ("null", "audit", "rival")
 """Roles that a model is held against."""
 WORSE, EVEN, BETTER, ABOVE = "is worse than", "cannot be told from", "is better than", "is above the noise ceiling"
 """What is said of a method."""
+ALONE = "stands alone: there is nothing to hold it against"
 FEW = 6
 """Donors below which an interval over donors is rough: that all of five agree happens by chance in one case of sixteen."""
 PICTURED = ("expression", "retrieval")
@@ -79,7 +80,7 @@ class Verdict:
 
     def __str__(self) -> str:
         said = "; it ".join(f"{words} {text}" for words, text in self.clauses)
-        return f"{self.method!r} ({shown(self.value)}) {said or 'stands alone: there is nothing to hold it against'}."
+        return f"{self.method!r} ({shown(self.value)}) {said or ALONE}."
 
 
 def shown(value: float | None) -> str:
@@ -94,6 +95,11 @@ def subjects(report: Report) -> list[str]:
         if found:
             return found
     return []
+
+
+def pictured(report: Report) -> bool:
+    """Return whether models look at images in this protocol, and its nulls and audits do not."""
+    return report.data["protocol"]["kind"] in PICTURED
 
 
 def values(report: Report, metric: str, stratum: str) -> dict[str, float]:
@@ -148,7 +154,7 @@ def verdicts(report: Report, metric: str, stratum: str) -> list[Verdict]:
     out = []
     for name in (n for n in scored if n in wanted):
         found = tuple(compare(report, name, other, metric=metric, stratum=stratum) for other in others)
-        clauses = tuple(_clauses(found, blind=report.data["protocol"]["kind"] in PICTURED))
+        clauses = tuple(_clauses(found, blind=pictured(report)))
         if ceiling is not None and scored[name] > ceiling:
             clauses = ((ABOVE, f"({shown(ceiling)}), which nothing is that has not seen the noise of these very counts"), *clauses)
         out.append(Verdict(name, stratum, scored[name], clauses, tuple(_remarks(report, name, metric, stratum)), found))

@@ -3,6 +3,7 @@
 from stimg.image.blend import Blend, taper, tile_windows
 from stimg.image.buffers import DenseBuffer, Workspace
 from stimg.image.lattice import find_lattice, neighbour_pairs, neighbours, odd_r_from_array
+from stimg.image.perceptual import hamming, image_hash
 from stimg.image.request import SparseWindow, SparseWindows
 from stimg.image.spec import CropSpec, RasterSpec
 from stimg.image.store import RasterStore
@@ -17,6 +18,8 @@ __all__ = [
     "SparseWindows",
     "Workspace",
     "find_lattice",
+    "hamming",
+    "image_hash",
     "neighbour_pairs",
     "neighbours",
     "odd_r_from_array",

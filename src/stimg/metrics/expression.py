@@ -10,6 +10,7 @@ of the root mean square, which is what arithmetic in single precision leaves of 
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
 from stimg.metrics import _expression_kernels as kernels
 from stimg.metrics._expression_blocks import Matrix, blocks, checked_pair, moments, weighted_sums
@@ -132,7 +133,10 @@ def per_gene_pearson(truth: Matrix, predicted: Matrix, *, chunk: int = CHUNK) ->
     >>> r.values.round(3).tolist(), r.n_undefined
     ([1.0, 0.0], 1)
     """
-    m = moments(*checked_pair(truth, predicted), chunk)
+    x, y = checked_pair(truth, predicted)
+    if all(sp.issparse(m) and m.format == "csc" for m in (x, y)):  # gene by gene as they are, without a turn to rows
+        return _by_line(x, y, 1, False, chunk)
+    m = moments(x, y, chunk)
     return _pearson(m.xx, m.yy, m.xy, *m.raw())
 
 

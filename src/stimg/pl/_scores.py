@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
+from PIL import Image
 
 from stimg._core import validate
 from stimg.data.slots import RasterLibrary
@@ -428,17 +429,18 @@ def worst_cases(data: Mapping[str, Any], method: str, n: int, *, best: bool) -> 
 def _cells(case: Mapping[str, Any]) -> tuple[Cells, np.ndarray]:
     """Return the cells of a map, and which of its observations are on the raster."""
     rc = np.asarray(case["raster"]["rc"], dtype=np.int32).reshape(-1, 2)
-    keep = (rc >= 0).all(axis=1)
+    keep = np.asarray((rc >= 0).all(axis=1))
     spec = RasterSpec.from_dict(case["raster"]["spec"])
     return cells_of(RasterLibrary(str(case["library"]), spec, np.arange(int(keep.sum())), rc[keep])), keep
 
 
-def png(figure: Figure, *, dpi: float = 180.0) -> bytes:
-    """Return a figure as the bytes of a PNG file on white ground, and close it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+def png(figure: Any, *, dpi: float = 180.0) -> bytes:
+    """Return a figure as the bytes of a PNG file of 256 colours on white ground, small enough for a page or a mail, and close it."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi, facecolor="white")
     plt.close(figure)
-    return buffer.getvalue()
+    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def shortened(name: str, most: int = LONGEST) -> str:
@@ -454,6 +456,7 @@ def _panels(heights: Sequence[float], ncols: int, ax: Axes | Sequence[Axes] | No
     ncols = min(ncols, len(heights))
     rows = [max(heights[i : i + ncols]) for i in range(0, len(heights), ncols)]
     fig = plt.figure(figsize=(4.6 * ncols, sum(rows)), layout="constrained")
+    _style.pad(fig, 0.06)
     grid = fig.add_gridspec(len(rows), ncols, height_ratios=rows)
     return fig, [fig.add_subplot(grid[i // ncols, i % ncols]) for i in range(len(heights))]
 

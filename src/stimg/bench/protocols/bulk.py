@@ -247,7 +247,8 @@ def _less_cell_mean(values: np.ndarray, cell: np.ndarray) -> np.ndarray:
 def _pack(arrays: Mapping[str, np.ndarray]) -> str:
     """Return arrays as text that JSON can hold, float32."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{k: v.astype(np.float32) for k, v in arrays.items()})
+    small: dict[str, Any] = {k: v.astype(np.float32) for k, v in arrays.items()}
+    np.savez_compressed(buffer, **small)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

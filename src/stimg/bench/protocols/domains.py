@@ -318,44 +318,42 @@ def _read(x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray, kin
     return classification(y[test], known * n, probabilities=np.ones((n, 1)), classes=known, commonest=known[0])
 
 
-DOMAINS = add(
-    LabelProtocol(
-        name="domains",
-        version="1.0",
-        title="known regions from embeddings: clusters of each section, and probes between blocks, sections and donors",
-        source="stimg; clusters as usual on DLPFC (Maynard et al. 2021), probes on contiguous blocks with a margin",
-        remarks=(
-            "Clusterings are told the true number of regions, which nobody knows who looks for them.",
-            "Within a section embeddings may be fitted on the counts of all its observations, as is usual; regions they never see.",
-            "Observations without a region are clustered with the others and then not scored; many publications remove them before, which is easier.",
-            "No labels are smoothed over neighbours afterwards; many published clusterings are.",
-            "With two training blocks of ten many a region is not in the training at all: every answer to it is wrong.",
-        ),
-        nulls=(
-            "row and column",
-            "library depth",
-            "random embedding",
-            "512 HVG",
-            "PCA-50",
-            "PCA-50, neighbours averaged",
-            "regions permuted",
-        ),
-    )
+DOMAINS = LabelProtocol(
+    name="domains",
+    version="1.0",
+    title="known regions from embeddings: clusters of each section, and probes between blocks, sections and donors",
+    source="stimg; clusters as usual on DLPFC (Maynard et al. 2021), probes on contiguous blocks with a margin",
+    remarks=(
+        "Clusterings are told the true number of regions, which nobody knows who looks for them.",
+        "Within a section embeddings may be fitted on the counts of all its observations, as is usual; regions they never see.",
+        "Observations without a region are clustered with the others and then not scored; many publications remove them before, which is easier.",
+        "No labels are smoothed over neighbours afterwards; many published clusterings are.",
+        "With two training blocks of ten many a region is not in the training at all: every answer to it is wrong.",
+    ),
+    nulls=(
+        "row and column",
+        "library depth",
+        "random embedding",
+        "512 HVG",
+        "PCA-50",
+        "PCA-50, neighbours averaged",
+        "regions permuted",
+    ),
 )
-RANDOM = add(
-    replace(
-        DOMAINS,
-        name="domains-random",
-        title="known regions of 80 % of the observations from those of a random 20 % among them",
-        source="the code of Spatial Transcriptomics as Images (arXiv 2603.13432), with a smaller probe",
-        remarks=(
-            "Most observations in the test touch one of the training, mostly of the same region: row and column alone reach .83 on DLPFC.",
-            "A run stops with a LeakageError that says so; allow_leakage=True goes on and stamps the report.",
-            "The published probe has three layers of 512, 256 and 128 units with dropout; here it has one of 128.",
-        ),
-        divided="random",
-        transfer=False,
-        clusterings=(),
-        metrics=(*PROBED, *AGREEMENT),
-    )
+RANDOM = replace(
+    DOMAINS,
+    name="domains-random",
+    title="known regions of 80 % of the observations from those of a random 20 % among them",
+    source="the code of Spatial Transcriptomics as Images (arXiv 2603.13432), with a smaller probe",
+    remarks=(
+        "Most observations in the test touch one of the training, mostly of the same region: row and column alone reach .83 on DLPFC.",
+        "A run stops with a LeakageError that says so; allow_leakage=True goes on and stamps the report.",
+        "The published probe has three layers of 512, 256 and 128 units with dropout; here it has one of 128.",
+    ),
+    divided="random",
+    transfer=False,
+    clusterings=(),
+    metrics=(*PROBED, *AGREEMENT),
 )
+for each in (DOMAINS, RANDOM):
+    add(each)
