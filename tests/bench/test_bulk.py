@@ -290,7 +290,8 @@ def test_bad_sets_of_cohorts(cohort):
     with pytest.raises(ValueError, match="48 samples occur twice"):
         stimg.bench.run("bulk", [cohort, cohort.copy()], seeds=1)
     spots = ad.AnnData(
-        sp.csr_matrix(np.ones((4, 3), np.float32)), obs=pd.DataFrame({"library_id": "L", "donor": "D", "subtype": ["x", "y"] * 2}, index=list("abcd"))
+        sp.csr_matrix(np.ones((4, 3), np.float32)),
+        obs=pd.DataFrame({"library_id": "L", "donor": "D", "subtype": ["x", "y"] * 2}, index=list("abcd")),
     )
     with pytest.raises(ValueError, match="sample 'L' has several values of 'subtype'"):
         BULK.load(spots)

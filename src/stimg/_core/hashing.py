@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,12 @@ def of_names(names: Iterable[Any]) -> np.ndarray:
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
+@lru_cache(maxsize=32)
+def _of_genes(names: tuple[str, ...]) -> np.ndarray:
+    """Return the hashes of gene names; the same panels are asked for again and again."""
+    return of_names(names)
+
+
 def of_observations(matrix: Any, names: Iterable[Any]) -> np.ndarray:
     """Return one uint64 per row of ``matrix`` (CSR or dense, n_obs x n_vars) that depends on the row's values by gene name alone.
 
@@ -49,7 +56,7 @@ def of_observations(matrix: Any, names: Iterable[Any]) -> np.ndarray:
     if not csr.has_sorted_indices or not csr.has_canonical_format:
         csr = csr.copy()
         csr.sum_duplicates()
-    gene = of_names(names)
+    gene = _of_genes(tuple(names))
     if len(gene) != csr.shape[1]:
         raise ValueError(f"{len(gene)} names for {csr.shape[1]} genes; wanted one name a column.")
     values = csr.data.astype(np.float32).view(np.uint32).astype(np.uint64)

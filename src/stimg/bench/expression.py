@@ -284,7 +284,9 @@ class ExpressionProtocol(Protocol):
 
     def genes(self, sections: Mapping[str, "AnnData"], fold: Fold) -> tuple[dict[str, list[str]], list[Seen]]:
         """Return the genes of each panel, and what the choice has read."""
-        chosen, seen = {}, []
+        chosen: dict[str, list[str]] = {}
+        seen: list[Seen] = []
+        records: dict[str, Seen] = {}
         for panel in self.panels:
             visible = {name: sections[name] for name in (fold.train if panel.seen == "train" else sections)}
             chosen[panel.name] = GENE_RULES[panel.rule](visible, panel)
@@ -293,7 +295,9 @@ class ExpressionProtocol(Protocol):
                     f"protocol {self.name!r}: panel {panel.name!r} has {len(chosen[panel.name])} genes in these sections; wanted at least {FEWEST_GENES}. "
                     "Take sections that share more genes, or another protocol."
                 )
-            seen.append(_sections.seen_together(visible, who=f"{panel.name} of protocol {self.name}", kind="gene list"))
+            if panel.seen not in records:
+                records[panel.seen] = _sections.seen_together(visible, who=self.name, kind="gene list")
+            seen.append(records[panel.seen].renamed(f"{panel.name} of protocol {self.name}", "gene list"))
         return chosen, seen
 
     def truth(self, adata: "AnnData", genes: Sequence[str]) -> np.ndarray:

@@ -25,7 +25,7 @@ thead th { vertical-align: bottom; border-bottom-width: 2px; line-height: 1.25; 
 pre { background: var(--box); padding: .8rem; overflow-x: auto; border-radius: 4px; } code { font-size: .9em; overflow-wrap: anywhere; }
 details { margin: .75rem 0; } summary { cursor: pointer; }
 @media (max-width: 36rem) { body { font-size: 15px; margin: 1rem auto; } }
-@media print { body { font-size: 11px; max-width: none; margin: 0; } h2, h3 { break-after: avoid; } tr, figure, .box { break-inside: avoid; }
+@media print { body { font-size: 11px; max-width: none; margin: 0; } h2, h3, h3 + p { break-after: avoid; } tr, figure, .box { break-inside: avoid; }
   .scroll { overflow: visible; } details::details-content { content-visibility: visible; height: auto; } }
 """
 

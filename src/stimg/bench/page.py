@@ -42,7 +42,7 @@ PLURAL = {"model": "models", "rival": "rivals", "null": "nulls", "audit": "audit
 LOOKS = {verdict.ABOVE: "bad", verdict.WORSE: "bad", verdict.EVEN: "even", verdict.BETTER: "good"}
 DRAWN, SAID, STAMPS, CASES, GENES = 2, 4, 6, 3, 10
 """What a page shows: methods with genes and maps, methods and stamps before the rest is closed, cases, genes at either end."""
-CEILING = "noise ceiling"
+CEILING, AGAINST = "noise ceiling", "against "
 
 
 def page(report: Report) -> str:
@@ -223,20 +223,19 @@ def _by_gene(details: pd.DataFrame, name: str, against: Sequence[str]) -> pd.Dat
     own = values[values["method"] == name].groupby("gene")
     out = own.agg(r=("r", "mean"), undefined=("undefined", "all"))
     for each in against:
-        out[each] = own["ceiling"].mean() if each == CEILING else values[values["method"] == each].groupby("gene")["r"].mean()
+        out[AGAINST + each] = own["ceiling"].mean() if each == CEILING else values[values["method"] == each].groupby("gene")["r"].mean()
     return out.sort_values("r", ascending=False, kind="stable")
 
 
 def _gene_words(found: pd.DataFrame, name: str, other: str | None, roles: Mapping[str, str]) -> str:
     parts = []
     if other is not None:
-        ahead = int((found["r"] > found[other]).sum())
+        ahead = int((found["r"] > found[AGAINST + other]).sum())
         parts.append(f"{name!r} is better than the {roles[other]} {other!r} on {ahead:,} of {plural(len(found), 'gene')}.")
-    if CEILING in found:
-        above = int((found["r"] > found[CEILING]).sum())
-        parts.append(
-            f"{plural(above, 'gene')} above the noise ceiling: by chance, or by a leak." if above else "No gene is above its noise ceiling."
-        )
+    if AGAINST + CEILING in found:
+        above = int((found["r"] > found[AGAINST + CEILING]).sum())
+        are = "is" if above == 1 else "are"
+        parts.append(f"{plural(above, 'gene')} {are} above the noise ceiling, by chance or by a leak.")
     below, undefined = int((found["r"] < 0).sum()), int(found["undefined"].sum())
     parts.append(f"r is below 0 for {plural(below, 'gene')}, and undefined in every section for {undefined:,}.")
     return " ".join(parts)
@@ -245,7 +244,7 @@ def _gene_words(found: pd.DataFrame, name: str, other: str | None, roles: Mappin
 def _gene_rows(found: pd.DataFrame, against: Sequence[str]) -> Html:
     ends = found if len(found) <= 2 * GENES else pd.concat([found.head(GENES), found.tail(GENES)])
     rows = [
-        [str(gene), "undefined" if row["undefined"] else shown(row["r"]), *(shown(row[a]) for a in against)]
+        [str(gene), "undefined" if row["undefined"] else shown(row["r"]), *(shown(row[AGAINST + a]) for a in against)]
         for gene, row in ends.iterrows()
     ]
     return table(["gene", "r", *against], rows)

@@ -231,7 +231,7 @@ def summarise(scores: Sequence[Mapping[str, Any]], protocol: Protocol, methods: 
                 if metric.name not in part or part[metric.name].isna().all():
                     continue
                 put_together = np.median if metric.aggregate == "median" else np.mean
-                units = part.groupby(["fold", "library", "donor"], sort=True)[metric.name].mean().reset_index()
+                units = part.groupby(["fold", "library", "donor"], sort=True)[metric.name].mean().dropna().reset_index()
                 by_seed = part.groupby("seed")[metric.name].agg(metric.aggregate).to_numpy(dtype=np.float64)
                 values = units[metric.name].to_numpy(dtype=np.float64)
                 interval = cluster_bootstrap(values, units["donor"].to_numpy(), level=LEVEL, statistic=metric.aggregate, rng=0)

@@ -111,16 +111,17 @@ def values(report: Report, metric: str, stratum: str) -> dict[str, float]:
 
 def compare(report: Report, method: str, other: str, *, metric: str, stratum: str) -> Comparison:
     """Return how ``method`` does against ``other`` on the sections that both have a score for, seeds averaged, donors resampled."""
-    facts = _facts(report, metric)
-    rows = [r for r in report.data["scores"] if r["method"] in (method, other) and r.get(metric) is not None]
-    table = pd.DataFrame([r for r in rows if stratum_of(r, report.data["protocol"]["strata"]) == stratum])
-    units = table.groupby(["fold", "library", "donor", "method"])[metric].mean().unstack("method").dropna().reset_index()
+    facts, keys = _facts(report, metric), report.data["protocol"]["strata"]
+    rows = [
+        r for r in report.data["scores"] if r["method"] in (method, other) and r.get(metric) is not None and stratum_of(r, keys) == stratum
+    ]
+    units = pd.DataFrame(rows).groupby(["fold", "library", "donor", "method"])[metric].mean().unstack("method").dropna()
+    donors = units.index.get_level_values("donor").to_numpy()
     differences = (units[method] - units[other]).to_numpy(dtype=np.float64)
+    by_donor = pd.Series(differences).groupby(donors).agg(facts["aggregate"])
+    interval = cluster_bootstrap(differences, donors, level=LEVEL, statistic=facts["aggregate"], rng=0)
+    low, high = float(interval.low), float(interval.high)
     way = 1.0 if facts["more_is_better"] else -1.0
-    put_together = np.median if facts["aggregate"] == "median" else np.mean
-    by_donor = pd.Series(differences).groupby(units["donor"].to_numpy()).agg(facts["aggregate"])
-    interval = cluster_bootstrap(differences, units["donor"].to_numpy(), level=LEVEL, statistic=facts["aggregate"], rng=0)
-    low, high = (float(interval.low), float(interval.high)) if len(by_donor) > 1 else (np.nan, np.nan)
     found = values(report, metric, stratum)
     agree = len(by_donor) >= FEW or bool((by_donor > 0).all() or (by_donor < 0).all())
     return Comparison(
@@ -129,7 +130,7 @@ def compare(report: Report, method: str, other: str, *, metric: str, stratum: st
         role=next(m["role"] for m in report.data["methods"] if m["name"] == other),
         value=found[method],
         other_value=found[other],
-        difference=float(put_together(differences)),
+        difference=float(interval.value),
         low=low,
         high=high,
         ahead=int((way * by_donor > 0).sum()),
@@ -141,7 +142,7 @@ def compare(report: Report, method: str, other: str, *, metric: str, stratum: st
 def verdicts(report: Report, metric: str, stratum: str) -> list[Verdict]:
     """Return where each model (each rival, where there is no model) stands, in the order of their scores.
 
-    Each is held against the best null, the best rival and every audit.
+    Each is held against the best null, every audit and the best rival.
     """
     wanted = set(subjects(report))
     roles = {m["name"]: m["role"] for m in report.data["methods"]}
@@ -179,8 +180,9 @@ def of_the_rest(report: Report, metric: str, stratum: str) -> list[str]:
         )
     above = [name for name, value in found.items() if ceiling is not None and roles[name] == "audit" and value > ceiling]
     if above:
+        are = "is" if len(above) == 1 else "are"
         out.append(
-            f"{_and([repr(n) for n in above])} above the noise ceiling: the values that an audit reads share their noise with the truth."
+            f"{_and([repr(n) for n in above])} {are} above the noise ceiling: the values that an audit reads share their noise with the truth."
         )
     return out
 

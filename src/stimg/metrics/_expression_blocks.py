@@ -94,7 +94,7 @@ def _lines(matrix: Any, axis: int, parts: Sequence[slice], dtype: type) -> Itera
             block = Lines(first[part.start : part.stop + 1].astype(np.int64) - low, index[low:high], value[low:high])
         else:
             block = Lines(*kernels.take(first, index, value, pointer, part.start, part.stop))
-        yield Lines(block.first, np.require(block.index, np.int32, "W"), np.require(block.value, dtype, "W"))
+        yield Lines(block.first, np.require(block.minor, np.int32, "W"), np.require(block.value, dtype, "W"))
 
 
 def _dense(matrix: Any, axis: int, parts: Sequence[slice], dtype: type) -> Iterator[np.ndarray]:
@@ -136,7 +136,7 @@ def blocks(*matrices: Any, axis: int, chunk: int) -> Iterator[tuple[Any, ...]]:
 
 def _mean(block: Any, n_genes: int) -> np.ndarray:
     if isinstance(block, Lines):
-        return np.bincount(block.index, weights=block.value, minlength=n_genes) / (len(block.first) - 1)
+        return np.bincount(block.minor, weights=block.value, minlength=n_genes) / (len(block.first) - 1)
     return block.mean(axis=0, dtype=np.float64)
 
 
@@ -176,7 +176,7 @@ def weighted_sums(matrix: Any, weights: np.ndarray, chunk: int) -> np.ndarray:
     for rows, a in blocks(matrix, axis=0, chunk=chunk):
         if isinstance(a, Lines):
             at = np.repeat(weights[rows], np.diff(a.first))
-            out += np.bincount(a.index, weights=at * a.value, minlength=len(out))
+            out += np.bincount(a.minor, weights=at * a.value, minlength=len(out))
         else:
             out += weights[rows] @ a
     return out

@@ -14,10 +14,10 @@ WIDTH = 64
 
 
 class Lines(NamedTuple):
-    """Rows (or columns) compressed one after the other: ``first`` int64 (n + 1,), the position of each, and ``index`` int32 and ``value``, sorted."""
+    """Compressed rows (or columns): ``first`` int64 (n + 1,), where each begins, and the ``value`` and the place in its line, ``minor`` int32, of each entry."""
 
     first: np.ndarray
-    index: np.ndarray
+    minor: np.ndarray
     value: np.ndarray
 
 

@@ -7,20 +7,21 @@ from stimg._core.lazy import attach
 if TYPE_CHECKING:
     from stimg.pl._crops import crops
     from stimg.pl._embedding import embedding_map
+    from stimg.pl._gene_scores import gene_scores, score_maps
     from stimg.pl._history import history
     from stimg.pl._raster import raster
     from stimg.pl._reconstruction import reconstruction
-    from stimg.pl._scores import gene_scores, png, score_maps, scores
+    from stimg.pl._scores import png, scores
 
 _WHERE = {
     "crops": "_crops",
     "embedding_map": "_embedding",
-    "gene_scores": "_scores",
+    "gene_scores": "_gene_scores",
     "history": "_history",
     "png": "_scores",
     "raster": "_raster",
     "reconstruction": "_reconstruction",
-    "score_maps": "_scores",
+    "score_maps": "_gene_scores",
     "scores": "_scores",
 }
 __getattr__, __dir__, __all__ = attach(__name__, _WHERE)

@@ -1,4 +1,4 @@
-"""Pictures of a report of :func:`stimg.bench.run`: methods beside nulls and ceiling, genes, and the worst cases as maps."""
+"""Scores of a report of :func:`stimg.bench.run`: every method beside nulls, audits and the noise ceiling."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,7 @@ from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 
 from stimg._core import validate
-from stimg.data.slots import RasterLibrary
-from stimg.image.spec import RasterSpec
 from stimg.pl import _style
-from stimg.pl._geometry import Cells, bounding_box, cells_of
 
 MUTED, CEILING = "#737373", "#009E73"
 ROLES: dict[str, dict[str, Any]] = {
@@ -94,18 +91,20 @@ def scores(
     wanted = metric or str(data["metrics"][0]["name"])
     validate.one_of(wanted, [m["name"] for m in data["metrics"]], "metric")
     facts = next(m for m in data["metrics"] if m["name"] == wanted)
-    names = _strata(data, stratum, [s["stratum"] for s in data["summary"] if s["metric"] == wanted])
+    names = strata_of(data, stratum, [s["stratum"] for s in data["summary"] if s["metric"] == wanted])
     rows = {name: _rows(data, facts, name) for name in names}
     lines = {name: {kind: _level(data, where.get(wanted), name) for kind, where in _LINES.items()} for name in names}
     spans = _shared({name: _span(rows[name], lines[name]) for name in names})
-    fig, axes = _panels([0.43 * len(rows[n]) + (1.6 if legend else 0.95) for n in names], ncols, ax)
+    fig, axes = panels([0.43 * len(rows[n]) + (1.6 if legend else 0.95) for n in names], ncols, ax)
     for name, panel in zip(names, axes, strict=True):
         _draw_rows(panel, rows[name], lines[name], spans[name])
         if legend:
             _key(panel, rows[name], lines[name])
-        panel.set_xlabel(f"{wanted} ({'more' if facts.get('more_is_better', True) else 'less'} is better)", **_text(_style.LABEL))
+        panel.set_xlabel(
+            f"{wanted} ({'more' if facts.get('more_is_better', True) else 'less'} is better)", parse_math=False, **lettering(_style.LABEL)
+        )
         if name:
-            panel.set_title(name, loc="left", **_text(_style.TITLE, weight="bold"))
+            panel.set_title(name, loc="left", parse_math=False, **lettering(_style.TITLE, weight="bold"))
     return _style.give(fig, axes[0] if len(axes) == 1 else dict(zip(names, axes, strict=True)), show=show, return_fig=return_fig)
 
 
@@ -123,7 +122,8 @@ def content(report: Any) -> Mapping[str, Any]:
     return data
 
 
-def _strata(data: Mapping[str, Any], stratum: str | Sequence[str] | None, found: Sequence[str]) -> list[str]:
+def strata_of(data: Mapping[str, Any], stratum: str | Sequence[str] | None, found: Sequence[str]) -> list[str]:
+    """Return the strata to draw, of those that are found."""
     known = list(dict.fromkeys(found))
     wanted = known if stratum is None else [stratum] if isinstance(stratum, str) else list(stratum)
     for name in wanted:
@@ -133,7 +133,7 @@ def _strata(data: Mapping[str, Any], stratum: str | Sequence[str] | None, found:
     return wanted
 
 
-def _rows_of(data: Mapping[str, Any], rows: pd.DataFrame, stratum: str) -> pd.DataFrame:
+def rows_of(data: Mapping[str, Any], rows: pd.DataFrame, stratum: str) -> pd.DataFrame:
     """Return the rows of a table of the report that belong to the stratum."""
     keys = list(data["protocol"]["strata"])
     if not keys or not len(rows):
@@ -145,7 +145,7 @@ def _rows_of(data: Mapping[str, Any], rows: pd.DataFrame, stratum: str) -> pd.Da
 def _rows(data: Mapping[str, Any], metric: Mapping[str, Any], stratum: str) -> list[_Row]:
     """Return what is drawn of each method, best first."""
     role = {m["name"]: m["role"] for m in data["methods"]}
-    table = _rows_of(data, pd.DataFrame(data["scores"]), stratum)
+    table = rows_of(data, pd.DataFrame(data["scores"]), stratum)
     out = []
     for entry in data["summary"]:
         if entry["metric"] != metric["name"] or entry["stratum"] != stratum or entry["value"] is None:
@@ -160,7 +160,7 @@ def _rows(data: Mapping[str, Any], metric: Mapping[str, Any], stratum: str) -> l
 
 def _level(data: Mapping[str, Any], column: str | None, stratum: str) -> tuple[float, float, float] | None:
     """Return (mean, least donor, greatest donor) of a column that is the same for every method; None where the report has none."""
-    table = _rows_of(data, pd.DataFrame(data["scores"]), stratum)
+    table = rows_of(data, pd.DataFrame(data["scores"]), stratum)
     if column not in table or table[column].isna().all():
         return None
     units = table.drop_duplicates(["fold", "library", "donor"])
@@ -207,19 +207,19 @@ def _draw_rows(ax: Axes, rows: Sequence[_Row], lines: Mapping[str, tuple[float, 
             ax.plot(row.seeds, np.full(len(row.seeds), i + 0.17), "|", ms=5, mew=0.9, color=look["color"], zorder=3, gid="seeds")
         ax.plot([row.value], [i], ls="none", ms=7, mec=look["color"], mew=1.4, zorder=4, gid=f"value of {row.name}", **look)
         name = shortened(row.name) + (f"  ({row.role})" if row.role != "model" else "")
-        words = _number(row.value) + (f" [{_number(row.low)}, {_number(row.high)}]" if np.isfinite(row.low) else "")
-        for x, side, text in ((0.0, "left", name), (1.0, "right", words)):
+        numbers = figure_number(row.value) + (f" [{figure_number(row.low)}, {figure_number(row.high)}]" if np.isfinite(row.low) else "")
+        for x, side, text in ((0.0, "left", name), (1.0, "right", numbers)):
             weight = "bold" if row.role == "model" and side == "left" else "normal"
             ax.text(
                 x, i - 0.24, text, transform=across, ha=side, va="bottom", path_effects=glow, zorder=5, parse_math=False,
-                **_text(_style.TICK + 0.5, ink, weight),
+                **lettering(_style.TICK + 0.5, ink, weight),
             )  # fmt: skip
     margin = 0.04 * (span[1] - span[0])
     ax.set_xlim(span[0] - margin, span[1] + margin)
     ax.set_ylim(len(rows) - 0.55, -0.85)
     ax.set_yticks([])
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
-    _bare(ax, left=False)
+    finish(ax, left=False)
 
 
 def _key(ax: Axes, rows: Sequence[_Row], lines: Mapping[str, Any]) -> None:
@@ -250,190 +250,6 @@ def _key(ax: Axes, rows: Sequence[_Row], lines: Mapping[str, Any]) -> None:
     )  # fmt: skip
 
 
-def gene_scores(
-    report: Any,
-    *,
-    method: str,
-    against: str = "noise ceiling",
-    stratum: str | Sequence[str] | None = None,
-    label: int = 3,
-    ncols: int = 2,
-    ax: Axes | Sequence[Axes] | None = None,
-    show: bool | None = None,
-    return_fig: bool = False,
-) -> Axes | dict[str, Axes] | Figure:
-    """Draw Pearson's r of each gene against its noise ceiling, or against another method's r for the same gene; on the diagonal both are equal.
-
-    The r of a gene is its mean over seeds and sections. A gene whose r is undefined in every section (a constant prediction or truth) counts 0
-    and is drawn as a grey cross.
-
-    Parameters
-    ----------
-    report
-        As for :func:`scores`; of a protocol that scores genes.
-    method
-        Name of a method of the report.
-    against
-        ``"noise ceiling"``, or the name of another method.
-    stratum, ncols, ax, show, return_fig
-        As for :func:`scores`.
-    label
-        Number of genes with the highest, and with the lowest r, whose names are written.
-
-    Returns
-    -------
-    The Axes of a single panel, or a dict from stratum to Axes.
-
-    Raises
-    ------
-    ValueError
-        Where the report has no genes, no such method or stratum, or no noise ceiling.
-    """
-    data = content(report)
-    names = _strata(data, stratum, [s["stratum"] for s in data["summary"]])
-    tables = {name: gene_table(data, method, against, name) for name in names}
-    fig, axes = _panels([4.2] * len(names), ncols, ax)
-    for name, panel in zip(names, axes, strict=True):
-        _draw_genes(panel, tables[name], method, against, label)
-        panel.set_title(name or method, loc="left", **_text(_style.TITLE, weight="bold"), parse_math=False)
-    return _style.give(fig, axes[0] if len(axes) == 1 else dict(zip(names, axes, strict=True)), show=show, return_fig=return_fig)
-
-
-def gene_table(data: Mapping[str, Any], method: str, against: str, stratum: str) -> pd.DataFrame:
-    """Return ``r``, ``against`` and ``undefined`` (in every section) of each gene, means over seeds and sections."""
-    details = pd.DataFrame(data["details"])
-    if not {"gene", "r"} <= set(details):
-        raise ValueError("The report has no genes (its protocol scores something else); wanted one with `details` by gene.")
-    validate.one_of(method, [m["name"] for m in data["methods"]], "method")
-    details = _rows_of(data, details, stratum)
-    details = details.assign(r=details["r"].astype(np.float64).fillna(0.0))
-    own = details[details["method"] == method]
-    out = own.groupby("gene").agg(r=("r", "mean"), undefined=("undefined", "all"))
-    if against == "noise ceiling":
-        if "ceiling" not in own:
-            raise ValueError("The report has no noise ceiling of genes. Pass the name of another method as `against=`.")
-        return out.assign(against=own.groupby("gene")["ceiling"].mean())
-    validate.one_of(against, [m["name"] for m in data["methods"]], "against")
-    return out.assign(against=details[details["method"] == against].groupby("gene")["r"].mean()).dropna()
-
-
-def _draw_genes(ax: Axes, table: pd.DataFrame, method: str, against: str, label: int) -> None:
-    ceiling = against == "noise ceiling"
-    x, y, dead = table["against"].to_numpy(), table["r"].to_numpy(), table["undefined"].to_numpy(dtype=bool)
-    low = min(0.0, y.min(), 0.0 if ceiling else x.min())
-    high = max(x.max(), y.max(), 0.1)
-    left, margin = (0.0 if ceiling else low), 0.04 * (high - low)
-    ax.axhline(0.0, color="#bdbdbd", lw=0.8, zorder=0)
-    ax.plot([low, high], [low, high], color=CEILING if ceiling else MUTED, lw=1.2, ls=(0, (4, 2)), zorder=1, gid="equal")
-    ax.plot(x[~dead], y[~dead], "o", ms=4, mfc="#0072B2", mec="white", mew=0.3, alpha=0.7, zorder=2, gid="genes")
-    ax.plot(x[dead], y[dead], "x", ms=4, mew=0.9, color=MUTED, zorder=2, gid="undefined")
-    ax.set_xlim(left - margin, high + margin)
-    ax.set_ylim(low - margin, high + margin)
-    ax.set_aspect("equal")
-    ax.set_xlabel("noise ceiling of r" if ceiling else f"r of {shortened(against)}", **_text(_style.LABEL), parse_math=False)
-    ax.set_ylabel(f"r of {shortened(method)}", **_text(_style.LABEL), parse_math=False)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-    _bare(ax)
-    order = np.argsort(y, kind="stable")
-    step = 0.05 * (high - low)
-    n = min(label, len(order) // 2)
-    for chosen, way in ((order[::-1][:n], -1.0), (order[:n], 1.0)):
-        at = np.inf * -way
-        for i in chosen:
-            at = float(min(y[i], at - step) if way < 0 else max(y[i], at + step))
-            inside = x[i] > left + 0.7 * (high - left)
-            to = x[i] + (-1 if inside else 1) * step / 2
-            ax.plot([x[i], to], [y[i], at], "-", lw=0.5, color=MUTED, zorder=3, gid="leader")
-            ax.text(
-                to, at, shortened(str(table.index[i]), 16), ha="right" if inside else "left", va="center", parse_math=False, zorder=4,
-                path_effects=[patheffects.withStroke(linewidth=2.0, foreground="white")], **_text(_style.TICK),
-            )  # fmt: skip
-
-
-def score_maps(
-    report: Any,
-    *,
-    method: str,
-    n: int = 3,
-    best: bool = False,
-    cmap: Any = "viridis",
-    percentile: tuple[float, float] = (0.0, 99.5),
-    ax: Sequence[Axes] | None = None,
-    show: bool | None = None,
-    return_fig: bool = False,
-) -> dict[tuple[str, str, str], Axes] | Figure:
-    """Draw truth and prediction of the genes with the lowest r of a method as maps in µm, one row a case, one colour scale a row.
-
-    A report keeps a few such cases of each fold; these are the lowest among them.
-
-    Parameters
-    ----------
-    report
-        As for :func:`scores`.
-    method
-        Name of a method of the report; maps are kept of models and rivals.
-    n
-        Number of cases.
-    best
-        The highest r in place of the lowest.
-    cmap, percentile
-        Colour map, and the percentiles of truth and prediction together that are its limits.
-    ax
-        Axes to draw on, two for each case.
-    show, return_fig
-        As in :func:`raster`.
-
-    Returns
-    -------
-    A dict from (library, gene, ``"truth"`` | ``"prediction"``) to Axes.
-
-    Raises
-    ------
-    ValueError
-        Where the report keeps no maps of the method, or the number of Axes does not fit.
-    """
-    cases = worst_cases(content(report), method, n, best=best)
-    found = [_cells(case) for case in cases]
-    boxes = [bounding_box(cells) for cells, _ in found for _ in range(2)]
-    fig, axes = _style.panels(boxes, 2, ax, side=1.9, right=0.35)
-    grid, out = iter(axes), {}
-    for case, (cells, keep) in zip(cases, found, strict=True):
-        values = {k: np.array(case[w], dtype=np.float64)[keep][cells.first] for k, w in (("truth", "truth"), ("prediction", "predicted"))}
-        norm = _style.limits(list(values.values()), None, None, percentile)
-        place = case["fold"] if str(case["fold"]).startswith(case["library"]) else case["library"]
-        titles = {
-            "truth": f"{shortened(case['gene'], 16)} · {shortened(place, 20)}",
-            "prediction": f"predicted, r = {_number(case['r'], 2)}",
-        }
-        for kind, title in titles.items():
-            panel = next(grid)
-            box = bounding_box(cells)
-            artist = _style.draw(panel, cells, values[kind], cmap=cmap, norm=norm, alpha=None)
-            _style.finish_map(panel, box, scale_bar=kind == "truth")
-            panel.set_title(title, **_text(_style.LABEL), pad=4, parse_math=False)
-            out[case["library"], case["gene"], kind] = panel
-        _style.color_bar(panel, artist, label="", drawn=list(values.values()))
-    return _style.give(fig, out, show=show, return_fig=return_fig)
-
-
-def worst_cases(data: Mapping[str, Any], method: str, n: int, *, best: bool) -> list[Mapping[str, Any]]:
-    """Return the maps with the lowest (or highest) r, each gene of a section once."""
-    own = sorted((m for m in data["maps"] if m["method"] == method), key=lambda m: m["r"], reverse=best)
-    if not own:
-        raise ValueError(f"The report keeps no maps of method={method!r} (it has those of {sorted({m['method'] for m in data['maps']})}).")
-    once = {(m["fold"], m["library"], m["gene"]): m for m in reversed(own)}
-    return [m for m in own if once[m["fold"], m["library"], m["gene"]] is m][: validate.whole(n, "n")]
-
-
-def _cells(case: Mapping[str, Any]) -> tuple[Cells, np.ndarray]:
-    """Return the cells of a map, and which of its observations are on the raster."""
-    rc = np.asarray(case["raster"]["rc"], dtype=np.int32).reshape(-1, 2)
-    keep = np.asarray((rc >= 0).all(axis=1))
-    spec = RasterSpec.from_dict(case["raster"]["spec"])
-    return cells_of(RasterLibrary(str(case["library"]), spec, np.arange(int(keep.sum())), rc[keep])), keep
-
-
 def png(figure: Any, *, dpi: float = 180.0) -> bytes:
     """Return a figure as the bytes of a PNG file of 256 colours on white ground, small enough for a page or a mail, and close it."""
     drawn, small = io.BytesIO(), io.BytesIO()
@@ -449,7 +265,7 @@ def shortened(name: str, most: int = LONGEST) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def _panels(heights: Sequence[float], ncols: int, ax: Axes | Sequence[Axes] | None) -> tuple[Figure, list[Axes]]:
+def panels(heights: Sequence[float], ncols: int, ax: Axes | Sequence[Axes] | None) -> tuple[Figure, list[Axes]]:
     """Return Axes: those given, or new ones 4.6 inches wide and of the heights."""
     if ax is not None or ncols < 1:
         return _style.panels([(0, 0, 1, 1)] * len(heights), ncols, ax)
@@ -461,18 +277,20 @@ def _panels(heights: Sequence[float], ncols: int, ax: Axes | Sequence[Axes] | No
     return fig, [fig.add_subplot(grid[i // ncols, i % ncols]) for i in range(len(heights))]
 
 
-def _bare(ax: Axes, *, left: bool = True) -> None:
+def finish(ax: Axes, *, left: bool = True) -> None:
+    """Give an Axes small ticks, and take away the lines of its frame that carry none."""
     ax.tick_params(labelsize=_style.TICK, width=0.6, length=3, colors=_style.INK)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines["left"].set_visible(left)
     ax.spines[["left", "bottom"]].set_linewidth(0.6)
 
 
-def _number(value: float, digits: int = 3) -> str:
+def figure_number(value: float, digits: int = 3) -> str:
     """Return a number as the tables of a report print it, with a minus sign: ``.123``, ``−.045``, ``1.200``."""
     text = f"{abs(value):.{digits}f}"
     return ("−" if value < 0 and float(text) else "") + text.removeprefix("0")
 
 
-def _text(size: float, color: str = _style.INK, weight: str = "normal") -> dict[str, Any]:
+def lettering(size: float, color: str = _style.INK, weight: str = "normal") -> dict[str, Any]:
+    """Return the options of a text."""
     return {"fontsize": size, "color": color, "fontweight": weight}
