@@ -46,7 +46,15 @@ FEATURES = {
     "EfficientNet-Lite0, both, and colours, 3 x 3 mean": "X_efficientnet_lite0_colour_mean",
 }
 """Row of the tables and slot of ``obsm``."""
+WITHIN = {
+    "her2st-strict": {
+        "nulls": ("training mean", "depth line", "coordinates, same donor", "neighbour mean", "labels permuted", "colour ridge")
+    },
+    "hescape": {"galleries": ("section", "section, near ones left out", "batches of 64, shuffled")},
+}
+"""What changes within a donor: serial sections can be laid on each other, and the test set is one section."""
 BATCH = 8
+"""Tiles at a time; more are slower on one thread."""
 
 
 def cut(image: np.ndarray, centre: np.ndarray, side_px: float) -> np.ndarray:
@@ -80,7 +88,9 @@ def section(name: str, network: torch.nn.Module) -> AnnData:
     small, large = (embed(network, image, adata.obsm["spatial"][:, ::-1], um / mpp) for um in (112.0, 224.0))
     colours, both, mean = adata.obsm[COLOUR], np.hstack([small, large]), lattice_mean(adata)
     everything = np.hstack([both, colours])
-    for key, values in zip(FEATURES.values(), (small, large, both, everything, mean @ colours, mean @ both, mean @ everything), strict=True):
+    for key, values in zip(
+        FEATURES.values(), (small, large, both, everything, mean @ colours, mean @ both, mean @ everything), strict=True
+    ):
         adata.obsm[key] = values.astype(np.float32)
         stimg.bench.remember(adata, key)  # nothing was fitted: neither on these sections nor on any of their kind
     return adata
@@ -99,7 +109,7 @@ def run(protocol: str, sections: Mapping[str, AnnData], *, within: bool, seeds: 
     """Return the report of all methods, donor C with sections apart, or all sections with donors apart."""
     chosen = stimg.bench.get_protocol(protocol)
     if within:
-        chosen = replace(chosen, name=f"{protocol}, sections apart", folds_by="section", level="section")
+        chosen = replace(chosen, name=f"{protocol}, sections apart", folds_by="section", level="section", **WITHIN[protocol])
     data = [a for name, a in sections.items() if not within or name.startswith("C")]
     return stimg.bench.run(chosen, data, methods=methods(protocol), features=[COLOUR, *FEATURES.values()], seeds=seeds, progress=False)
 
@@ -122,7 +132,12 @@ def main() -> None:
     print(f"{n} spots, {2 * n} tiles; reading, colours and features: {time.perf_counter() - start:.0f} s\n")
     reports = {}
     for protocol, metric, strata, columns in (
-        ("her2st-strict", "mean_r", ("HEG250", "HVG500"), ("mean_r", "median_r", "fraction_of_ceiling", "depth_residual_r", "relative_mse")),
+        (
+            "her2st-strict",
+            "mean_r",
+            ("HEG250", "HVG500"),
+            ("mean_r", "median_r", "fraction_of_ceiling", "depth_residual_r", "relative_mse"),
+        ),
         ("hescape", "recall_5", ("section, image to expression",), ("recall_1", "recall_5", "chance_5", "recall_10", "median_rank")),
     ):
         for within in (True, False):
@@ -134,9 +149,22 @@ def main() -> None:
                 print(f"{metric}, {stratum}, by fold\n\n{by_fold(report, metric, stratum)}\n")
             print(report.markdown(columns))
     print(f"in all {time.perf_counter() - start:.0f} s")
-    kept = ("protocol", "split", "methods", "stamps", "summary", "notes")
-    values = {name: {k: r.data[k] for k in kept if k in r.data} for name, r in reports.items()}
-    save("histology", {"sections": SECTIONS, "tiles_um": [112, 224], "tile_px": SIZE_PX, "seeds": options.seeds, "features": FEATURES}, values)
+    values = {
+        name: {
+            "protocol": {k: r.data["protocol"][k] for k in ("name", "version", "hash")},
+            "split": r.data["split"]["hash"],
+            "stamps": r.data["stamps"],
+            "summary": [
+                s for s in r.data["summary"] if s["metric"] in ("mean_r", "median_r", "fraction_of_ceiling", "recall_5", "chance_5")
+            ],
+        }
+        for name, r in reports.items()
+    }
+    save(
+        "histology",
+        {"sections": SECTIONS, "tiles_um": [112, 224], "tile_px": SIZE_PX, "seeds": options.seeds, "features": FEATURES},
+        values,
+    )
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def run(
         "split": split,
         "methods": [m.name for m in listed],
         "seeds": wanted,
-        "inputs": _fingerprint(predictions),
+        "inputs": _fingerprint({"given": predictions or {}, "read": _read_by_methods(found, features, labels)}),
         "allow_leakage": allow_leakage,
     }
     store = Store(None if out is None else Path(out), facts, overwrite=overwrite)
@@ -189,15 +189,23 @@ def peak_mb() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024.0 if platform.system() != "Darwin" else 1024.0**2)
 
 
-def _fingerprint(predictions: Mapping[str, Any] | None) -> str:
-    """Return a hash of finished predictions, so that a run is not taken for one of others."""
+def _read_by_methods(found: Mapping[str, "AnnData"], features: Sequence[str], labels: str | None) -> dict[str, Any]:
+    """Return what else moves a number: the features of every section, and its labels as a hash."""
+    values: dict[str, Any] = {f"{name}|{key}": a.obsm[key] for name, a in found.items() for key in features}
+    if labels is not None:
+        values |= {f"{name}|label": hashing.of_strings(a.obs["label"]) for name, a in found.items()}
+    return values
+
+
+def _fingerprint(inputs: Mapping[str, Any]) -> str:
+    """Return a hash of finished predictions and of what methods read, so that a run is not taken for one of others."""
 
     def lines(given: Any, name: str) -> list[str]:
         if isinstance(given, Mapping):
             return [line for key in sorted(given) for line in lines(given[key], f"{name}|{key}")]
         return [f"{name}|{given if isinstance(given, str) else hashing.of_array(np.asarray(given, dtype=np.float64))}"]
 
-    return hashing.of_strings(lines(predictions or {}, ""))
+    return hashing.of_strings(lines(inputs, ""))
 
 
 def _listed(

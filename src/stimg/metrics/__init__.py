@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         random_embedding,
         ridge,
     )
-    from stimg.metrics.probe import Classification, classification, probe
+    from stimg.metrics.probes import Classification, classification, probe
     from stimg.metrics.resampling import Interval, block_permutation_p, cluster_bootstrap, seed_spread
     from stimg.metrics.retrieval import Retrieval, class_map, retrieval_gap, retrieve, retrieve_in_batches
     from stimg.metrics.spatial import Autocorrelation, SpatialWeights, autocorrelation, gearys_c, morans_i
@@ -50,7 +50,7 @@ _NAMES = {
     "Agreement": "clusters",
     "Autocorrelation": "spatial",
     "BatchEffects": "batch",
-    "Classification": "probe",
+    "Classification": "probes",
     "ClassificationCalibration": "calibration",
     "Coverage": "calibration",
     "Interval": "resampling",
@@ -64,7 +64,7 @@ _NAMES = {
     "batch_effects": "batch",
     "block_permutation_p": "resampling",
     "class_map": "retrieval",
-    "classification": "probe",
+    "classification": "probes",
     "classification_calibration": "calibration",
     "cluster": "clusters",
     "cluster_agreement": "clusters",
@@ -89,7 +89,7 @@ _NAMES = {
     "per_spot_spearman": "expression",
     "permute_blocks": "nulls",
     "permute_labels": "nulls",
-    "probe": "probe",
+    "probe": "probes",
     "psnr": "image",
     "random_embedding": "nulls",
     "relative_mse": "expression",

@@ -10,7 +10,7 @@ from stimg._core.optional import need
 from stimg._core.rng import RngLike, as_seed
 from stimg._core.validate import finite, whole
 from stimg.metrics.clusters import as_labels, encode, missing, row_keys
-from stimg.metrics.probe import probe
+from stimg.metrics.probes import probe
 
 N_FOLDS = 5
 N_NEIGHBOURS_KBET = 50

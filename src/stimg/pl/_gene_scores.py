@@ -67,7 +67,7 @@ def gene_scores(
     fig, axes = panels([4.2] * len(names), ncols, ax)
     for name, panel in zip(names, axes, strict=True):
         _draw_genes(panel, tables[name], method, against, label)
-        panel.set_title(name or method, loc="left", **lettering(_style.TITLE, weight="bold"), parse_math=False)
+        panel.set_title(shortened(name or method, 60), loc="left", **lettering(_style.TITLE, weight="bold"))
     return _style.give(fig, axes[0] if len(axes) == 1 else dict(zip(names, axes, strict=True)), show=show, return_fig=return_fig)
 
 
@@ -104,8 +104,8 @@ def _draw_genes(ax: Axes, table: pd.DataFrame, method: str, against: str, label:
     ax.set_xlim(left - margin, high + margin)
     ax.set_ylim(low - margin, high + margin)
     ax.set_aspect("equal")
-    ax.set_xlabel("noise ceiling of r" if ceiling else f"r of {shortened(against)}", **lettering(_style.LABEL), parse_math=False)
-    ax.set_ylabel(f"r of {shortened(method)}", **lettering(_style.LABEL), parse_math=False)
+    ax.set_xlabel("noise ceiling of r" if ceiling else f"r of {shortened(against)}", **lettering(_style.LABEL))
+    ax.set_ylabel(f"r of {shortened(method)}", **lettering(_style.LABEL))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     finish(ax)
@@ -120,7 +120,7 @@ def _draw_genes(ax: Axes, table: pd.DataFrame, method: str, against: str, label:
             to = x[i] + (-1 if inside else 1) * step / 2
             ax.plot([x[i], to], [y[i], at], "-", lw=0.5, color=MUTED, zorder=3, gid="leader")
             ax.text(
-                to, at, shortened(str(table.index[i]), 16), ha="right" if inside else "left", va="center", parse_math=False, zorder=4,
+                to, at, shortened(str(table.index[i]), 16), ha="right" if inside else "left", va="center", zorder=4,
                 path_effects=[patheffects.withStroke(linewidth=2.0, foreground="white")], **lettering(_style.TICK),
             )  # fmt: skip
 
@@ -185,7 +185,7 @@ def score_maps(
             box = bounding_box(cells)
             artist = _style.draw(panel, cells, values[kind], cmap=cmap, norm=norm, alpha=None)
             _style.finish_map(panel, box, scale_bar=kind == "truth")
-            panel.set_title(title, **lettering(_style.LABEL), pad=4, parse_math=False)
+            panel.set_title(title, **lettering(_style.LABEL), pad=4)
             out[place, case["gene"], kind] = panel
         _style.color_bar(panel, artist, label="", drawn=list(values.values()))
     return _style.give(fig, out, show=show, return_fig=return_fig)

@@ -100,11 +100,9 @@ def scores(
         _draw_rows(panel, rows[name], lines[name], spans[name])
         if legend:
             _key(panel, rows[name], lines[name])
-        panel.set_xlabel(
-            f"{wanted} ({'more' if facts.get('more_is_better', True) else 'less'} is better)", parse_math=False, **lettering(_style.LABEL)
-        )
+        panel.set_xlabel(f"{wanted} ({'more' if facts.get('more_is_better', True) else 'less'} is better)", **lettering(_style.LABEL))
         if name:
-            panel.set_title(name, loc="left", parse_math=False, **lettering(_style.TITLE, weight="bold"))
+            panel.set_title(shortened(name, 60), loc="left", **lettering(_style.TITLE, weight="bold"))
     return _style.give(fig, axes[0] if len(axes) == 1 else dict(zip(names, axes, strict=True)), show=show, return_fig=return_fig)
 
 
@@ -211,7 +209,7 @@ def _draw_rows(ax: Axes, rows: Sequence[_Row], lines: Mapping[str, tuple[float, 
         for x, side, text in ((0.0, "left", name), (1.0, "right", numbers)):
             weight = "bold" if row.role == "model" and side == "left" else "normal"
             ax.text(
-                x, i - 0.24, text, transform=across, ha=side, va="bottom", path_effects=glow, zorder=5, parse_math=False,
+                x, i - 0.24, text, transform=across, ha=side, va="bottom", path_effects=glow, zorder=5,
                 **lettering(_style.TICK + 0.5, ink, weight),
             )  # fmt: skip
     margin = 0.04 * (span[1] - span[0])
@@ -292,5 +290,5 @@ def figure_number(value: float, digits: int = 3) -> str:
 
 
 def lettering(size: float, color: str = _style.INK, weight: str = "normal") -> dict[str, Any]:
-    """Return the options of a text."""
-    return {"fontsize": size, "color": color, "fontweight": weight}
+    """Return the options of a text; names are drawn as they are, dollars included."""
+    return {"fontsize": size, "color": color, "fontweight": weight, "parse_math": False}

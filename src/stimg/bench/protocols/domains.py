@@ -18,7 +18,7 @@ from stimg.data.slots import raster_libraries
 from stimg.image.split import TOUCH, balanced_blocks, distance_to
 from stimg.metrics import Classification, classification, cluster, cluster_agreement
 from stimg.metrics.clusters import missing, row_keys
-from stimg.metrics.probe import probe
+from stimg.metrics.probes import probe
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from stimg.metrics import probe as module
-from stimg.metrics.probe import KINDS, classification, probe
+from stimg.metrics.probes import KINDS, classification, probe
 
 
 def answers(seed=0, n=400, classes=("adipose", "immune", "tumour")):
