@@ -28,7 +28,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build", "generated/_*", "jupyter_execute", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "bench/figures.md", "generated/_*", "jupyter_execute", "**.ipynb_checkpoints"]
 suppress_warnings = ["toc.empty_glob", "mystnb.unknown_mime_type"]
 
 autosummary_generate = True

@@ -15,7 +15,8 @@ import scipy.stats
 
 import stimg
 from stimg._core.settings import settings
-from stimg.cli import doctor, main, report, scores
+from stimg.bench import html as report
+from stimg.cli import doctor, main, scores
 
 
 class TestDoctor:

@@ -220,9 +220,9 @@ def test_a_report_without_genes_maps_intervals_and_strata(report):
 
     parsed = Parsed(page(changed(report, bare)))
     assert not {"Genes", "Worst cases"} & set(parsed.inside["h2"])
-    assert "There is one donor, so there is no interval" in parsed.text
+    assert "There is one donor, or all are pooled: there is no interval" in parsed.text
     assert "is better than" not in parsed.text
-    assert "cannot be told from" in parsed.text
+    assert "scores better, without an interval, than" in parsed.text
 
 
 def test_words():

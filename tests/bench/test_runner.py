@@ -333,3 +333,28 @@ def test_the_folder_of_a_run_names_what_it_is(slides, protocol, tmp_path):
     assert facts["protocol"] == protocol.hash
     assert facts["methods"] == ["training mean", "depth line", "labels permuted"]
     assert get_protocol(protocol) is protocol
+
+
+def test_folds_of_a_manifest(slides, protocol, tmp_path):
+    import anndata as ad
+
+    joined = ad.concat(list(slides.values()), join="inner")
+    joined.uns["spatial"] = {n: a.uns["spatial"][n] for n, a in slides.items()}
+    stimg.pp.split(joined, test=["B"], validation=["C"])
+    manifest = stimg.data.SplitManifest.from_anndata(joined)
+    manifest.save(tmp_path / "split.json")
+    report = run(protocol, slides, manifest=tmp_path / "split.json", **QUICK)
+    (fold,) = report.data["split"]["folds"]
+    assert set(fold["train"]) == {"A1", "A2", "C1"}
+    assert set(fold["test"]) == {"B1", "B2"}
+    assert report.data["split"]["hash"] != run(protocol, slides, **QUICK).data["split"]["hash"]
+    few = {n: slides[n] for n in ("A1", "B1", "B2", "C1")}
+    with pytest.raises(ValueError, match=r"not in the data: \['A2'\]"):
+        run(protocol, few, manifest=manifest, **QUICK)
+    slides["B1"].X[0, 0] += 1
+    with pytest.raises(ValueError, match="B1"):
+        run(protocol, slides, manifest=manifest, **QUICK)
+    stimg.pp.rasterize(joined)
+    stimg.pp.split(joined, by="block", n_blocks=4, test=0.25)
+    with pytest.raises(ValueError, match="divides sections into blocks"):
+        run(protocol, slides, manifest=stimg.data.SplitManifest.from_anndata(joined), **QUICK)

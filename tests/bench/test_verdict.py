@@ -105,7 +105,9 @@ def test_the_sentence_begins_with_what_is_worse():
 @pytest.mark.parametrize(
     ("mine", "words"),
     [
-        (flat(0.1, "A"), verdict.EVEN),  # one donor: nothing is known of others
+        (flat(0.1, "A"), verdict.HIGHER),  # one donor: nothing is known of others
+        (flat(0.01, "A"), verdict.LOWER),
+        (flat(0.05, "A"), verdict.EVEN),
         ({"A": [0.3], "B": [0.3], "C": [0.01], "D": [0.04]}, verdict.EVEN),  # the interval is above 0, yet one of four donors is below
         ({"A": [0.3], "B": [0.3], "C": [0.06], "D": [0.06]}, verdict.BETTER),
         ({d: [0.3] for d in "ABCDEFG"} | {"H": [0.04]}, verdict.BETTER),  # one of eight may be

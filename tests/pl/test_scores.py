@@ -144,6 +144,11 @@ def test_numbers_missing_from_the_report_are_not_drawn(report):
     ax = stimg.pl.scores(report, stratum="P")
     assert order(ax) == ["depth", "net", "flat"]
     assert len(marks(ax, "interval")) == 2
+    for entry in report["summary"]:
+        entry["low"] = entry["high"] = None
+        entry["by_donor"] = {"A": entry["value"]}
+    keys = [t.get_text() for t in stimg.pl.scores(report, stratum="P").get_legend().get_texts()]
+    assert not {"one donor", "95 % interval over donors"} & set(keys)
 
 
 def test_any_name_can_be_drawn(report):

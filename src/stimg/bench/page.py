@@ -39,7 +39,8 @@ LEVELS = {
     "observation": "no observation may be in both training and test, nor a neighbour of one; other observations of a section may",
 }
 PLURAL = {"model": "models", "rival": "rivals", "null": "nulls", "audit": "audits"}
-LOOKS = {verdict.ABOVE: "bad", verdict.WORSE: "bad", verdict.EVEN: "even", verdict.BETTER: "good"}
+LOOKS = dict.fromkeys((verdict.ABOVE, verdict.WORSE), "bad") | dict.fromkeys((verdict.LOWER, verdict.EVEN, verdict.HIGHER), "even")
+LOOKS[verdict.BETTER] = "good"
 DRAWN, SAID, STAMPS, CASES, GENES = 2, 4, 6, 3, 10
 """What a page shows: methods with genes and maps, methods and stamps before the rest is closed, cases, genes at either end."""
 CEILING, AGAINST = "noise ceiling", "against "
@@ -115,13 +116,14 @@ def _protocol(d: Mapping[str, Any]) -> Html:
 def _standing(report: Report, light: Mapping[str, Any], strata: Sequence[str]) -> Html:
     """Return the headline figure of each stratum, with what it says beside it."""
     from stimg import pl
+    from stimg.pl._scores import png
 
     metric, subjects = report.data["metrics"][0], verdict.subjects(report)
     beside = bool(subjects) or len(strata) == 1
     blocks = []
     for i, stratum in enumerate(strata):
         values = ", ".join(f"{name} {shown(value)}" for name, value in verdict.values(report, metric["name"], stratum).items())
-        drawn = pl.png(pl.scores(light, stratum=stratum, legend=i == 0, return_fig=True))
+        drawn = png(pl.scores(light, stratum=stratum, legend=i == 0, return_fig=True))
         said = [_said(each, first=k == 0) for k, each in enumerate(verdict.verdicts(report, metric["name"], stratum))]
         said = [*said[:SAID], fold(f"{len(said) - SAID} more", *said[SAID:])] if said[SAID:] else said
         said += [tag("p", each, class_="said") for each in verdict.of_the_rest(report, metric["name"], stratum)]
@@ -145,7 +147,7 @@ def _how_to_read(report: Report, metric: Mapping[str, Any]) -> str:
         "seeds averaged first."
     )
     if few == 1:
-        return f"{text} There is one donor, so there is no interval, and nothing is known of other donors."
+        return f"{text} There is one donor, or all are pooled: there is no interval, and nothing is said of other donors."
     if few < verdict.FEW:
         return f"{text} An interval over {few} donors is rough, and usually too narrow: better and worse are said only where every donor agrees."
     return text
@@ -156,7 +158,7 @@ def _said(found: verdict.Verdict, *, first: bool) -> Html:
     rows = []
     for c in found.comparisons:
         interval = tag("small", f"{signed(c.low)} to {signed(c.high)}") if np.isfinite(c.low) else ""
-        ahead = f"{c.ahead} of {c.n_donors}"
+        ahead = f"{c.ahead} of {c.n_donors}" if c.n_donors > 1 else "–"
         rows.append([join(c.other, " ", role_tag(c.role)), shown(c.other_value), join(signed(c.difference), interval), ahead])
     said = [
         join("; it " if i else " ", tag("strong", words, class_=LOOKS[words]), f" {text}") for i, (words, text) in enumerate(found.clauses)
@@ -174,6 +176,7 @@ def _said(found: verdict.Verdict, *, first: bool) -> Html:
 def _genes(report: Report, light: Mapping[str, Any], strata: Sequence[str]) -> Html:
     """Return genes against their ceiling and against the best null or audit, for the best methods."""
     from stimg import pl
+    from stimg.pl._scores import png
 
     details, subjects = light["details"], verdict.subjects(report)
     if not {"gene", "r"} <= set(details):
@@ -192,7 +195,7 @@ def _genes(report: Report, light: Mapping[str, Any], strata: Sequence[str]) -> H
             found = _by_gene(own, name, against)
             figures = []
             for each in against:
-                drawn = pl.png(pl.gene_scores(light, method=name, against=each, stratum=stratum, return_fig=True))
+                drawn = png(pl.gene_scores(light, method=name, against=each, stratum=stratum, return_fig=True))
                 on = (
                     "On the dashed line it is as good as noise allows." if each == CEILING else f"Below the dashed line {each!r} is better."
                 )
@@ -253,6 +256,7 @@ def _gene_rows(found: pd.DataFrame, against: Sequence[str]) -> Html:
 def _cases(report: Report) -> Html:
     """Return the worst cases of the best methods as maps, the best ones beside them."""
     from stimg import pl
+    from stimg.pl._scores import png
 
     kept = {m["method"] for m in report.data["maps"]}
     stratum = next((s["stratum"] for s in report.data["summary"] if s["metric"] == report.headline), "")
@@ -261,7 +265,7 @@ def _cases(report: Report) -> Html:
     for name in [n for n in scored if n in kept and n in verdict.subjects(report)][:DRAWN]:
         sides = []
         for side in ("worst", "best"):
-            drawn = pl.png(pl.score_maps(report, method=name, n=CASES, best=side == "best", return_fig=True), dpi=120)
+            drawn = png(pl.score_maps(report, method=name, n=CASES, best=side == "best", return_fig=True), dpi=120)
             figure = picture(drawn, alt=f"maps of the {side} cases of {name}", width=440)
             sides.append(tag("div", tag("p", f"the {side} of the kept cases", class_="soft"), figure))
         out += [tag("h3", name), tag("div", *sides, class_="pair")]

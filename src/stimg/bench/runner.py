@@ -29,6 +29,8 @@ from stimg.data.ledger import recall
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from stimg.data.manifest import SplitManifest
+
 logger = logging.getLogger(__name__)
 PACKAGES = ("stimg", "numpy", "scipy", "pandas", "anndata", "scanpy", "scikit-learn", "torch", "scvi-tools")
 
@@ -50,6 +52,7 @@ def run(
     library_key: str = keys.LIBRARY,
     donor_key: str = keys.DONOR,
     missing_donor: str = "error",
+    manifest: "SplitManifest | str | Path | None" = None,
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Report:
@@ -84,6 +87,9 @@ def run(
         Slots of ``obsm`` that methods may read, such as embeddings of images.
     missing_donor
         ``"own-group"`` declares a section without a donor to be a donor of its own.
+    manifest
+        A split that :func:`stimg.pp.split` has made (by donor or section), or the file that holds it: its divisions in place of the
+        protocol's, after the counts of every section are compared with it. Validation sections may be fitted on.
     overwrite
         Whether a run of something else in ``out`` may be replaced.
     progress
@@ -117,7 +123,8 @@ def run(
     wanted = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
     if not wanted:
         raise ValueError("seeds is empty; wanted at least one.")
-    folds, contents = chosen.folds(found), _sections.content(found)
+    contents = _sections.content(found)
+    folds = chosen.folds(found) if manifest is None else _folds_of(manifest, objects, found, layer, library_key, donor_key)
     split = _sections.split_hash(folds, contents)
     facts = {
         "protocol": chosen.hash,
@@ -156,6 +163,32 @@ def run(
         report.save(out)
     logger.info("bench %s: %d folds, %d methods, %d parts", chosen.name, len(folds), len(listed), len(jobs))
     return report
+
+
+def _folds_of(
+    manifest: "SplitManifest | str | Path",
+    objects: Sequence["AnnData"],
+    found: Mapping[str, "AnnData"],
+    layer: str | None,
+    library_key: str,
+    donor_key: str,
+) -> list[Fold]:
+    """Return the divisions of a manifest as folds, after every section's counts are compared with it."""
+    from stimg.data.manifest import SplitManifest
+
+    split = manifest if isinstance(manifest, SplitManifest) else SplitManifest.load(manifest)
+    if split.level == "block":
+        raise ValueError(
+            "the manifest divides sections into blocks; wanted one by donor or section. Protocols within sections make their own."
+        )
+    for adata in objects:
+        split.check(adata, strict=False, layer=layer, library_key=library_key, donor_key=donor_key)
+    absent = sorted(set(split.libraries) - set(found))
+    if absent:
+        raise ValueError(
+            f"the manifest lists sections that are not in the data: {absent[:8]}. Add them, or make a manifest of these sections."
+        )
+    return [Fold(d.name, (*d.train, *d.validation), d.test) for d in split.divisions if d.test]
 
 
 class _Case(NamedTuple):

@@ -14,7 +14,8 @@ from stimg.metrics import cluster_bootstrap
 AGAINST = ("null", "audit", "rival")
 """Roles that a model is held against."""
 WORSE, EVEN, BETTER, ABOVE = "is worse than", "cannot be told from", "is better than", "is above the noise ceiling"
-"""What is said of a method."""
+LOWER, HIGHER = "scores worse, without an interval, than", "scores better, without an interval, than"
+"""What is said of a method; the last two where there is one donor, or all are pooled."""
 ALONE = "stands alone: there is nothing to hold it against"
 FEW = 6
 """Donors below which an interval over donors is rough: that all of five agree happens by chance in one case of sixteen."""
@@ -53,6 +54,13 @@ class Comparison:
     ahead: int
     n_donors: int
     better: bool | None
+
+    @property
+    def words(self) -> str:
+        """What is said of the two."""
+        if self.n_donors < 2 and self.difference:
+            return HIGHER if self.ahead else LOWER
+        return EVEN if self.better is None else BETTER if self.better else WORSE
 
 
 @dataclass(frozen=True)
@@ -189,15 +197,15 @@ def of_the_rest(report: Report, metric: str, stratum: str) -> list[str]:
 
 def _clauses(found: Sequence[Comparison], *, blind: bool) -> Iterator[tuple[str, str]]:
     """Yield what a method is worse than, what it cannot be told from, and what it is better than, in this order."""
-    for better, words in ((False, WORSE), (None, EVEN), (True, BETTER)):
+    for words in (WORSE, LOWER, EVEN, HIGHER, BETTER):
         items, unseeing = [], 0
         for role in AGAINST:
-            listed = [f"{c.other!r} ({shown(c.other_value)})" for c in found if c.role == role and c.better is better]
+            listed = [f"{c.other!r} ({shown(c.other_value)})" for c in found if c.role == role and c.words == words]
             if listed:
                 what = f"the best {role}" if role != "audit" else "the audit" if len(listed) == 1 else "the audits"
                 items.append(f"{what} {_and(listed)}")
                 unseeing += len(listed) if role != "rival" else 0
-            if role == "audit" and unseeing and blind and better is not True:
+            if role == "audit" and unseeing and blind and words not in (HIGHER, BETTER):
                 items[-1] += f", which {'sees' if unseeing == 1 else 'see'} no pixel"
         if items:
             yield words, " and ".join(items)

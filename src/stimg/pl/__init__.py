@@ -11,14 +11,13 @@ if TYPE_CHECKING:
     from stimg.pl._history import history
     from stimg.pl._raster import raster
     from stimg.pl._reconstruction import reconstruction
-    from stimg.pl._scores import png, scores
+    from stimg.pl._scores import scores
 
 _WHERE = {
     "crops": "_crops",
     "embedding_map": "_embedding",
     "gene_scores": "_gene_scores",
     "history": "_history",
-    "png": "_scores",
     "raster": "_raster",
     "reconstruction": "_reconstruction",
     "score_maps": "_gene_scores",

@@ -226,11 +226,12 @@ def _key(ax: Axes, rows: Sequence[_Row], lines: Mapping[str, Any]) -> None:
     told = {"audit": "audit: reads the truth"}
     handles: list[Any] = [Line2D([], [], ls="none", ms=6, mec=ROLES[r]["color"], mew=1.3, **ROLES[r]) for r in roles]
     names = [told.get(r, r) for r in roles]
-    handles += [
-        Line2D([], [], color=_style.INK, lw=2.2),
-        Line2D([], [], ls="none", marker="o", ms=3.4, mfc="none", mec=_style.INK, mew=0.7),
-    ]
-    names += ["95 % interval over donors", "one donor"]
+    if any(np.isfinite(r.low) for r in rows):
+        handles.append(Line2D([], [], color=_style.INK, lw=2.2))
+        names.append("95 % interval over donors")
+    if any(len(r.donors) > 1 for r in rows):
+        handles.append(Line2D([], [], ls="none", marker="o", ms=3.4, mfc="none", mec=_style.INK, mew=0.7))
+        names.append("one donor")
     if any(len(r.seeds) > 1 for r in rows):
         handles.append(Line2D([], [], ls="none", marker="|", ms=5, mew=0.9, color=_style.INK))
         names.append("one seed")
