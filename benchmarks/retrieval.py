@@ -1,13 +1,15 @@
 """Retrieval over all pairs of two large embeddings: stimg, numpy, and the matrix product alone, each in a process of its own.
 
-The embeddings are normal, the gallery one half of it that of the queries: of 100,000 pairs the median partner is about the 16th of its gallery.
+The embeddings are normal, the gallery one half of it that of the queries: of 100,000 pairs the median partner is the 13th of its gallery.
 
 * stimg: ``retrieve``, exact ranks with equal scores counted.
 * numpy, count by chunks: float32 products of 1,024 queries and the whole gallery, and how many of them exceed the partner's. Whatever a
   product is rounded to decides, so ranks may be off.
 * numpy, sort by chunks: argsort of the same products. On a share of the queries; time is multiplied.
 * numpy, whole matrix: all products at once and one argsort, on fewer pairs; time is multiplied by the square of the ratio.
-* sgemm alone: the float32 products in the blocks that stimg uses, on all threads, discarded. Nothing that multiplies can be faster.
+* sgemm alone: the float32 products in the blocks and on the threads that stimg uses, discarded. Nothing that multiplies can be faster.
+
+Times are the least of several runs in turn. Processor time, over all threads, is the one to compare on a machine that does other work too.
 
     python benchmarks/retrieval.py [--pairs 100000] [--dimensions 128] [--sorted 1024] [--whole 10000] [--quick]
 """
@@ -24,6 +26,7 @@ import numpy as np
 from common import save, table
 
 from stimg.metrics import retrieval, retrieve
+from stimg.metrics._retrieval_pairs import chunks, run
 
 CHUNK = 1024
 
@@ -70,12 +73,14 @@ def whole_matrix(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
 
 def sgemm(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     q, g, columns = unit(query), unit(gallery), retrieval.COLUMNS
-    buffer = np.empty(CHUNK * columns, dtype=np.float32)
-    for start in range(0, len(q), CHUNK):
-        rows = q[start : start + CHUNK]
+
+    def work(rows: np.ndarray) -> None:
+        buffer = np.empty(len(rows) * columns, dtype=np.float32)
         for at in range(0, len(g), columns):
             block = g[at : at + columns]
             np.matmul(rows, block.T, out=buffer[: len(rows) * len(block)].reshape(len(rows), len(block)))
+
+    run(work, chunks(q, CHUNK))
     return np.empty(0)
 
 
@@ -132,32 +137,20 @@ def main() -> None:
             command = [sys.executable, __file__, "--only", name, str(n_queries), str(n_gallery), "--dimensions", str(options.dimensions)]
             runs[name].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
 
-    best = {name: min(each, key=lambda run: run["wall_s"]) for name, each in runs.items()}
-    times = {name: run["wall_s"] * sizes.get(name, (n, n, 1.0))[2] for name, run in best.items()}
+    factors = {name: sizes.get(name, (n, n, 1.0))[2] for name in WAYS}
+    wall, processor = ({name: factors[name] * min(each[key] for each in runs[name]) for name in WAYS} for key in ("wall_s", "processor_s"))
     rows = []
-    for name, run in best.items():
-        n_queries, n_gallery, factor = sizes.get(name, (n, n, 1.0))
-        label = name if factor == 1 else f"{name}, {n_queries:,} × {n_gallery:,} taken {factor:,.0f} times"
-        rows.append(
-            [
-                label,
-                f"{times[name]:.1f}",
-                f"{run['processor_s'] * factor:.1f}",
-                f"{run['peak_mb']:.0f}",
-                f"{times[name] / times['stimg']:.2f}",
-            ]
-        )
-    print(
-        f"{n:,} × {n:,} pairs, {options.dimensions} dimensions, {numba.get_num_threads()} threads; the best of {options.repeats} runs in turn\n"
-    )
-    print(table(["", "wall, s", "processor, s", "peak memory, MB", "wall, to stimg"], rows))
-    share = times["sgemm alone"] / times["stimg"]
-    print(
-        f"\nstimg runs at {share:.0%} of the speed of the product alone ({2e-9 * n * n * options.dimensions / times['stimg']:.0f} Gflop/s)."
-    )
-    print(f"ranks: { ({name: run['ranks'] for name, run in best.items() if run['ranks']}) }")
+    for name, (first, *_) in runs.items():
+        taken = "" if factors[name] == 1 else f", {first['n_queries']:,} × {first['n_gallery']:,} taken {factors[name]:,.0f} times"
+        times = [f"{wall[name]:.1f}", f"{processor[name]:.1f}", f"{max(each['peak_mb'] for each in runs[name]):.0f}"]
+        rows.append([name + taken, *times, f"{wall[name] / wall['stimg']:.2f}", f"{processor[name] / processor['stimg']:.2f}"])
+    print(f"{n:,} × {n:,} pairs, {options.dimensions} dimensions, {numba.get_num_threads()} threads\n")
+    print(table(["", "wall, s", "processor, s", "peak memory, MB", "wall, to stimg", "processor, to stimg"], rows))
+    share = {"wall": wall["sgemm alone"] / wall["stimg"], "processor": processor["sgemm alone"] / processor["stimg"]}
+    print(f"\nThe product alone takes {share['wall']:.0%} of stimg's wall time and {share['processor']:.0%} of its processor time.")
+    print(f"ranks: { ({name: each[0]['ranks'] for name, each in runs.items() if each[0]['ranks']}) }")
     protocol = {"pairs": n, "dimensions": options.dimensions, "threads": numba.get_num_threads(), "repeats": options.repeats}
-    print(save("retrieval", protocol, {"runs": runs, "wall_s": times, "share_of_sgemm": share}))
+    print(save("retrieval", protocol, {"runs": runs, "wall_s": wall, "processor_s": processor, "share_of_product": share}))
 
 
 if __name__ == "__main__":
