@@ -199,11 +199,11 @@ def renamed_gene_in_record(here):
     return here.folder, lambda: stimg.model.STMAE.load(here.folder / "model")
 
 
-@kind(ValueError, r"has format 99; this version of stimg reads 1", r"Install the version that wrote it")
+@kind(ValueError, r"has format 99; this version of stimg reads 2", r"Install the version that wrote it")
 def model_of_another_version(here):
     trained().save(here.folder / "model")
     path = here.folder / "model" / "model.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
+    path.write_text(path.read_text().replace('"format": 2', '"format": 99'))
     return here.folder, lambda: stimg.model.STMAE.load(here.folder / "model")
 
 

@@ -13,7 +13,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from stimg.metrics import probe as module
+from stimg.metrics import probes as module
 from stimg.metrics.probes import KINDS, classification, probe
 
 

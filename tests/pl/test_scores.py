@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import stimg
+from stimg.pl._scores import png
 
 ROLES = {"net": "model", "flat": "null", "depth": "audit", "colour": "rival"}
 DONORS = {"A": ["A1", "A2"], "B": ["B1"]}
@@ -206,7 +207,7 @@ def test_png_is_a_picture_on_white_and_closes_its_figure():
     fig, ax = plt.subplots(figsize=(3, 2))
     ax.fill_between([0, 1], [0, 0], [1, 1], color="#0072B2")
     ax.set_axis_off()
-    image = Image.open(io.BytesIO(stimg.pl.png(fig, dpi=50)))
+    image = Image.open(io.BytesIO(png(fig, dpi=50)))
     assert image.size == (150, 100)
     pixels = np.asarray(image.convert("RGB")).astype(int)
     assert pixels[0, 0].tolist() == [255, 255, 255]

@@ -21,11 +21,10 @@ def hidden_genes(adata: Any, seed: int) -> list[str]:
 
 def score_genes(truth: np.ndarray, predicted: np.ndarray, names: list[str]) -> dict[str, float]:
     """Return Pearson's correlation over observations for each gene (column), best first; a gene that is constant in either has none."""
-    centred = [array - array.mean(axis=0) for array in (np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64))]
-    norms = [np.sqrt((array**2).sum(axis=0)) for array in centred]
-    usable = (norms[0] > 0) & (norms[1] > 0)
-    r = (centred[0] * centred[1]).sum(axis=0)[usable] / (norms[0] * norms[1])[usable]
-    found = {name: float(value) for name, value in zip(np.asarray(names)[usable].tolist(), r, strict=True)}
+    from stimg.metrics import per_gene_pearson
+
+    r = per_gene_pearson(truth, predicted)
+    found = {name: float(value) for name, value, undefined in zip(names, r.values, r.undefined, strict=True) if not undefined}
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
@@ -43,10 +42,7 @@ def cluster_agreement(embedding: np.ndarray, labels: Any, seed: int) -> tuple[fl
 
     k is the number of labels; observations without a label are clustered but not compared.
     """
-    from sklearn.cluster import KMeans
-    from sklearn.metrics import adjusted_rand_score
+    from stimg import metrics
 
-    codes = np.asarray(labels.astype("category").cat.codes)
-    known = codes >= 0
-    clusters = KMeans(n_clusters=len(np.unique(codes[known])), n_init=10, random_state=seed).fit_predict(embedding)
-    return float(adjusted_rand_score(codes[known], clusters[known])), int(known.sum())
+    found = metrics.cluster_agreement(labels, metrics.cluster(embedding, labels.nunique(), rng=seed))
+    return float(found.ari), int(found.n)

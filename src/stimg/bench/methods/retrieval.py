@@ -9,7 +9,7 @@ import scipy.linalg
 from stimg._core import keys
 from stimg.bench.method import Prediction, method
 from stimg.bench.protocol import Task
-from stimg.bench.protocols.hescape import log_cp10k
+from stimg.bench.values import log_values
 from stimg.data.ledger import recall
 from stimg.metrics import ridge
 
@@ -63,7 +63,7 @@ def _centred(values: np.ndarray) -> np.ndarray:
 def _cca(task: Task, features: Callable[["AnnData"], np.ndarray]) -> Mapping[str, Callable[["AnnData"], np.ndarray]]:
     x, y, prepared = _standardised(task, features)
     left, right = ridge_cca(x, y, COMPONENTS, PENALTY)
-    return {"image": lambda a: prepared(a) @ left, "expression": lambda a: _centred(log_cp10k(a, task.genes)) @ right}
+    return {"image": lambda a: prepared(a) @ left, "expression": lambda a: _centred(np.nan_to_num(log_values(a, genes=task.genes))) @ right}
 
 
 def _coordinates(adata: "AnnData") -> np.ndarray:
@@ -105,4 +105,4 @@ def colour_ridge(task: Task, rng: np.random.Generator) -> Mapping[str, Callable[
     """Expression predicted from colour statistics as the image's embedding, expression itself as the other."""
     x, y, prepared = _standardised(task, _colours)
     line = ridge(x, y, penalty=PENALTY)
-    return {"image": lambda a: line.predict(prepared(a)), "expression": lambda a: _centred(log_cp10k(a, task.genes))}
+    return {"image": lambda a: line.predict(prepared(a)), "expression": lambda a: _centred(np.nan_to_num(log_values(a, genes=task.genes)))}

@@ -1,6 +1,6 @@
 """Retrieval between images and expression (HESCAPE): over whole sections and test sets, exactly; and inside mini-batches, as published."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from stimg._core.rng import derive
 from stimg.bench import sections as _sections
 from stimg.bench.expression import GENE_RULES, Panel, without_counts
 from stimg.bench.protocol import Fold, Hidden, Metric, Protocol, Scored, Task, add, leave_one_out, library_of
+from stimg.bench.values import log_values
 from stimg.data.slots import raster_libraries
 from stimg.metrics import Retrieval, retrieve, retrieve_in_batches
 
@@ -86,7 +87,7 @@ class RetrievalProtocol(Protocol):
             train=tuple(train.values()),
             test=tuple(without_counts(a) for a in whole),
             genes=genes,
-            target=lambda adata: log_cp10k(adata, genes),
+            target=lambda adata: np.nan_to_num(log_values(adata, genes=genes)),
         )
         seen = _sections.seen_together(visible, who=f"{self.panel.name} of protocol {self.name}", kind="gene list")
         return task, Hidden(truth={}, sections=whole, seen=(seen,), extra={"order": order})
@@ -157,14 +158,6 @@ class RetrievalProtocol(Protocol):
                     f"{values['who']} gave {side} embeddings of shape {found[side].shape} for {name}; wanted ({adata.n_obs}, dim), dim the same on both sides."
                 )
         return found
-
-
-def log_cp10k(adata: "AnnData", genes: Sequence[str]) -> np.ndarray:
-    """Return log(1 + counts per 10,000) of ``genes``, float64 (n_obs, genes), 0 where not measured."""
-    from stimg.bench.expression import Target, dense_counts, depth_of
-
-    counts, _ = dense_counts(adata, genes)
-    return Target().values(counts, depth_of(adata)[:, None])
 
 
 def only_counts(adata: "AnnData", order: np.ndarray) -> "AnnData":
