@@ -108,6 +108,7 @@ def test_sections_of_one_donor_are_left_out_one_by_one(slides):
     report = audit(slides, progress=False)["images"]
     assert [f["name"] for f in report.data["split"]["folds"]] == ["A1", "A2"]
     assert "One donor" in report.data["protocol"]["remarks"][-1]
+    assert "coordinates, same donor" in {m["name"] for m in report.data["methods"]}
     protocol = get_protocol("her2st-strict")
     assert within_donor(protocol).hash != protocol.hash
     assert within_donor(get_protocol("stem")) is get_protocol("stem")

@@ -144,7 +144,7 @@ def test_canonical_correlation_is_that_of_sklearn_where_the_penalty_vanishes():
     x = shared @ rng.normal(size=(2, 5)) + rng.normal(0, 0.5, (400, 5))
     y = shared @ rng.normal(size=(2, 4)) + rng.normal(0, 0.5, (400, 4))
     x, y = x - x.mean(0), y - y.mean(0)
-    left, right = ridge_cca(x, y, 2, 1e-9)
+    left, right = ridge_cca(x, y, 2, (1e-9, 1e-9))
     theirs = CCA(n_components=2, scale=False, max_iter=5000, tol=1e-12).fit(x, y)
     a, b = theirs.transform(x, y)
     for i in range(2):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
+SAME_DONOR = "coordinates, same donor"
+"""The null that matters where other sections of the donor train."""
 IMAGES = "images"
 """Folder of the second report, on the sections that have an image."""
 
@@ -76,7 +78,8 @@ def within_donor(protocol: Protocol) -> Protocol:
     if getattr(protocol, "folds_by", None) != "donor":
         return protocol
     remark = "One donor: each section is left out while the donor's other sections train."
-    return replace(protocol, folds_by="section", level="section", remarks=(*protocol.remarks, remark))  # type: ignore[call-arg]
+    nulls = (*protocol.nulls, *(() if SAME_DONOR in protocol.nulls or protocol.kind != "expression" else (SAME_DONOR,)))
+    return replace(protocol, folds_by="section", level="section", remarks=(*protocol.remarks, remark), nulls=nulls)  # type: ignore[call-arg]
 
 
 def with_images(found: Mapping[str, "AnnData"]) -> dict[str, "AnnData"]:

@@ -13,8 +13,8 @@ from stimg.bench.sections import donor
 from stimg.data.ledger import recall
 from stimg.data.slots import raster_libraries
 from stimg.image.lattice import neighbour_pairs
+from stimg.image.split import balanced_blocks
 from stimg.metrics import constant, coordinate_neighbours, depth_line, embedding_ridge, neighbour_mean, permute_labels
-from stimg.metrics._ridge import PENALTIES
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,8 +23,8 @@ KINDS = ("expression",)
 COMPONENTS = 256
 NEAREST = 10
 """Training observations that a coordinate null averages."""
-ONE_PENALTY = 0.1
-"""Where there is one training section, so that nothing can be held out to choose by."""
+QUARTERS = 4
+"""Parts of the one training section that are left out in turn where there is no other section to choose a penalty by."""
 
 
 def training(task: Task) -> tuple[np.ndarray, np.ndarray]:
@@ -102,10 +102,20 @@ def permuted(task: Task, rng: np.random.Generator, hidden: Hidden) -> Mapping[st
     return {name: permute_labels(np.nan_to_num(hidden.truth[name]), rng=rng) for name in task.asked()}
 
 
-def feature_ridge(task: Task, key: str) -> Prediction:
-    """Return the ridge regression of the target on ``obsm[key]``; penalty chosen by leaving out training donors, sections where there is one donor."""
+def held_out(task: Task) -> np.ndarray:
+    """Return the groups that are left out in turn to choose a penalty, one label a training observation.
+
+    Donors; sections where there is one donor; contiguous quarters where there is one section.
+    """
+    if len(task.train) == 1:
+        return balanced_blocks(task.train[0].obsm[keys.RC], min(QUARTERS, task.train[0].n_obs))
     donors = [donor(a) for a in task.train]
     groups = donors if len(set(donors)) > 1 else [library_of(a) for a in task.train]
+    return np.concatenate([[group] * a.n_obs for group, a in zip(groups, task.train, strict=True)])
+
+
+def feature_ridge(task: Task, key: str) -> Prediction:
+    """Return the ridge regression of the target on ``obsm[key]``; the penalty is chosen by leaving out training donors (see :func:`held_out`)."""
     values, section = training(task)
     x = np.concatenate([np.asarray(validate.slot(a.obsm, "obsm", key, todo="Compute it for every section.")) for a in task.train])
     asked = task.asked()
@@ -115,9 +125,8 @@ def feature_ridge(task: Task, key: str) -> Prediction:
         np.concatenate([np.asarray(a.obsm[key]) for a in asked.values()]),
         train_section=section,
         test_section=np.concatenate([[name] * a.n_obs for name, a in asked.items()]),
-        train_group=np.concatenate([[g] * a.n_obs for g, a in zip(groups, task.train, strict=True)]),
+        train_group=held_out(task),
         n_components=task.extra.get("n_components", COMPONENTS),
-        penalties=PENALTIES if len(set(groups)) > 1 else (ONE_PENALTY,),
     )
     ends = np.cumsum([a.n_obs for a in asked.values()])[:-1]
     fitted = [seen for a in (*task.train, *task.test) for seen in recall(a, only=[key])]
