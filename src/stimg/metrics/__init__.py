@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     )
     from stimg.metrics.image import psnr, ssim
     from stimg.metrics.nulls import (
+        Ceiling,
+        Linear,
+        RidgePrediction,
         constant,
         coordinate_neighbours,
         depth_line,
@@ -42,24 +45,31 @@ if TYPE_CHECKING:
         ridge,
     )
     from stimg.metrics.probes import Classification, classification, probe
-    from stimg.metrics.resampling import Interval, block_permutation_p, cluster_bootstrap, seed_spread
-    from stimg.metrics.retrieval import Retrieval, class_map, retrieval_gap, retrieve, retrieve_in_batches
+    from stimg.metrics.resampling import Interval, Permutation, Spread, block_permutation_p, cluster_bootstrap, seed_spread
+    from stimg.metrics.retrieval import ClassMap, Retrieval, RetrievalGap, class_map, retrieval_gap, retrieve, retrieve_in_batches
     from stimg.metrics.spatial import Autocorrelation, SpatialWeights, autocorrelation, gearys_c, morans_i
 
 _NAMES = {
     "Agreement": "clusters",
     "Autocorrelation": "spatial",
     "BatchEffects": "batch",
+    "Ceiling": "nulls",
+    "ClassMap": "retrieval",
     "Classification": "probes",
     "ClassificationCalibration": "calibration",
     "Coverage": "calibration",
     "Interval": "resampling",
     "IntervalCalibration": "calibration",
+    "Linear": "nulls",
     "MoranAgreement": "agreement",
+    "Permutation": "resampling",
     "RelativeError": "expression",
     "Retrieval": "retrieval",
+    "RetrievalGap": "retrieval",
+    "RidgePrediction": "nulls",
     "Scores": "expression",
     "SpatialWeights": "spatial",
+    "Spread": "resampling",
     "autocorrelation": "spatial",
     "batch_effects": "batch",
     "block_permutation_p": "resampling",
