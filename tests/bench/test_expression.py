@@ -247,3 +247,23 @@ def test_too_few_genes_are_refused(loaded):
 def test_the_depth_is_that_of_all_genes(loaded):
     np.testing.assert_allclose(depth_of(loaded["A1"]), loaded["A1"].X.toarray().sum(1))
     assert expression.shared_genes(loaded) == list(loaded["A1"].var_names)
+
+
+def test_models_get_a_p_value_that_keeps_blocks_together(slides):
+    from stimg.image.split import square_blocks
+    from stimg.metrics import block_permutation_p
+
+    protocol = small(ceiling_splits=0, nulls=("training mean",))
+    loaded = stimg.bench.load_sections(slides)
+    truth = {n: protocol.task(loaded, f)[1].truth[n] for f in protocol.folds(loaded) for n in f.test}
+    rng = np.random.default_rng(0)
+    good = {n: values + rng.normal(0, 0.1, values.shape) for n, values in truth.items()}
+    noise = {n: rng.normal(size=values.shape) for n, values in truth.items()}
+    report = stimg.bench.run(protocol, slides, predictions={"good": good, "noise": noise}, seeds=1, progress=False)
+    rows = report.scores().set_index(["method", "library"]).sort_index()["p_block"]
+    assert rows["training mean"].isna().all()
+    assert (rows["good"] < 0.1).all()  # four blocks can be laid in 24 ways
+    assert rows["noise"].median() > 0.2
+    rc = loaded["C1"].obsm["stimg_rc"]
+    blocks = square_blocks(rc.astype(float), 5)
+    assert rows["noise"]["C1"] == block_permutation_p(truth["C1"], noise["C1"], blocks, n=99, rng=0, rc=rc).p

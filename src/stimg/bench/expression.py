@@ -16,8 +16,10 @@ from stimg.bench.protocol import Fold, Hidden, Metric, Protocol, Scored, Task, l
 from stimg.bench.sections import shared_genes
 from stimg.data.slots import raster_libraries
 from stimg.image.lattice import neighbour_pairs
+from stimg.image.split import square_blocks
 from stimg.metrics import (
     Scores,
+    block_permutation_p,
     depth_residual_pearson,
     flattened_pearson,
     noise_ceiling,
@@ -34,6 +36,8 @@ LIBRARIES = ("full", "panel", "none")
 MOST_SELECTED = 50
 """Genes of the column that is selected by its own test score, as many publications do."""
 FEWEST_GENES = 2
+BLOCK, PERMUTATIONS = 5, 99
+"""Side of the blocks of the permutation test in lattice steps, and how often they are laid elsewhere."""
 METRICS = (
     Metric("mean_r", "Pearson's r of each gene over the observations of a section, mean over genes; undefined counts 0"),
     Metric("median_r", "the same, median over genes, then median over sections", aggregate="median"),
@@ -41,6 +45,12 @@ METRICS = (
     Metric("depth_residual_r", "mean over genes of r after a line on log depth is taken out of truth and prediction"),
     Metric("relative_mse", "squared error over that of predicting the training mean, all genes together", more_is_better=False),
     Metric("relative_mse_test", "squared error over that of predicting the true mean of the test section", more_is_better=False),
+    Metric(
+        "p_block",
+        f"p-value of mean_r when blocks of {BLOCK} x {BLOCK} observations of the prediction are laid elsewhere; models and rivals; median over sections",
+        more_is_better=False,
+        aggregate="median",
+    ),
     Metric("selected_r", f"flatters: mean r of the {MOST_SELECTED} genes with the best r on the test section itself"),
     Metric("defined_r", "flatters: mean over those genes alone whose r is defined"),
     Metric("spot_r", "flatters: r over genes, mean over observations; gene means alone score high"),
@@ -353,6 +363,21 @@ class ExpressionProtocol(Protocol):
             extra={"panels": chosen},
         )
         return task, hidden
+
+    def significance(self, task: Task, hidden: Hidden, values: Mapping[str, Any], scored: Scored) -> list[dict[str, Any]]:
+        """Return ``p_block`` for the rows of single sections (see :func:`stimg.metrics.block_permutation_p`)."""
+        rasters = {library_of(a): next(iter(raster_libraries(a).values())) for a in hidden.sections}
+        out: list[dict[str, Any]] = [{} for _ in scored.rows]
+        for row, more in zip(scored.rows, out, strict=True):
+            if row["library"] not in rasters:
+                continue
+            name, raster = row["library"], rasters[row["library"]]
+            at = [task.genes.index(g) for g in hidden.extra["panels"][row["panel"]]]
+            blocks = square_blocks(raster.spec.centres_um(raster.rc), BLOCK * raster.spec.pitch_um)
+            if len(np.unique(blocks)) > 1:
+                truth, predicted = (np.nan_to_num(part[name][raster.rows][:, at]) for part in (hidden.truth, values))
+                more["p_block"] = block_permutation_p(truth, predicted, blocks, n=PERMUTATIONS, rng=0, rc=raster.rc).p
+        return out
 
     def score(self, task: Task, hidden: Hidden, values: Mapping[str, Any]) -> Scored:
         """Return one row for each test section (or fold) and panel, and Pearson's r of each gene."""

@@ -229,6 +229,10 @@ class Protocol(ABC):
             out[name] = array
         return out
 
+    def significance(self, task: Task, hidden: Hidden, values: Mapping[str, Any], scored: Scored) -> list[dict[str, Any]]:
+        """Return what is computed for models and rivals alone, such as permutation p-values, for each row of ``scored``; nothing by default."""
+        return [{} for _ in scored.rows]
+
     def pool(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the parts of a run (the rows and details of each fold, method and seed) as they are reported: as they are.
 

@@ -317,6 +317,9 @@ def _part(protocol: Protocol, case: "_Case", each: Method, seed: int, fitted: An
         raise LeakageError(leaks)
     values = protocol.check(task, answer.values, f"method {each.name!r}")
     scored = protocol.score(task, hidden, values)
+    if each.role in ("rival", "model"):
+        for row, more in zip(scored.rows, protocol.significance(task, hidden, values, scored), strict=True):
+            row.update(more)
     silent = [f"obsm[{key!r}]" for key in case.silent] if each.role == "model" else []
     if answer.notes.get("ledger") == "undeclared" and not own:
         silent.append(each.name)
