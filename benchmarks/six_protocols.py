@@ -20,7 +20,8 @@ from scipy.ndimage import gaussian_filter
 
 import stimg
 from stimg.bench import get_protocol
-from stimg.bench.expression import GENE_RULES, ExpressionProtocol, Panel
+from stimg.bench.expression import ExpressionProtocol
+from stimg.bench.gene_rules import GENE_RULES, Panel
 from stimg.bench.methods.expression import coordinates_same, depth
 
 PROTOCOLS = ("her2st-strict", "triplex", "histogene", "stem", "hest")

@@ -8,9 +8,10 @@ from scipy.spatial.distance import cdist
 from scipy.stats import pearsonr
 
 import stimg
-from stimg.bench import expression
-from stimg.bench.expression import GENE_RULES, ExpressionProtocol, Panel, Target, dense_counts, depth_of, lattice_mean
+from stimg.bench.expression import ExpressionProtocol, Target, dense_counts, depth_of, lattice_mean
+from stimg.bench.gene_rules import GENE_RULES, Panel
 from stimg.bench.protocol import Fold, get
+from stimg.bench.sections import shared_genes
 
 EXPRESSION = ("her2st-strict", "triplex", "histogene", "stem", "hest", "hest-no-pca")
 
@@ -246,7 +247,7 @@ def test_too_few_genes_are_refused(loaded):
 
 def test_the_depth_is_that_of_all_genes(loaded):
     np.testing.assert_allclose(depth_of(loaded["A1"]), loaded["A1"].X.toarray().sum(1))
-    assert expression.shared_genes(loaded) == list(loaded["A1"].var_names)
+    assert shared_genes(loaded) == list(loaded["A1"].var_names)
 
 
 def test_models_get_a_p_value_that_keeps_blocks_together(slides):

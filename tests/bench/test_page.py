@@ -12,7 +12,8 @@ import pytest
 import stimg
 from stimg.bench import Report, run, seen_of
 from stimg.bench import page_tables as tables
-from stimg.bench.expression import ExpressionProtocol, Panel
+from stimg.bench.expression import ExpressionProtocol
+from stimg.bench.gene_rules import Panel
 from stimg.bench.page import page
 
 REMARKS = ("Depth alone predicts much; see `depth_residual_r`.", "Ten genes are few.")

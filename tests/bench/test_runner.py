@@ -15,7 +15,8 @@ import pytest
 
 import stimg
 from stimg.bench import LeakageError, Prediction, Report, get_protocol, run, seen_of
-from stimg.bench.expression import ExpressionProtocol, Panel
+from stimg.bench.expression import ExpressionProtocol
+from stimg.bench.gene_rules import Panel
 from stimg.bench.report import validate_report
 
 QUICK = {"seeds": 1, "progress": False}

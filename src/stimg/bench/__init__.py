@@ -7,7 +7,8 @@ from stimg._core.lazy import attach
 if TYPE_CHECKING:
     from stimg._core.ledger import Leak, LeakageError, Seen
     from stimg.bench.auditing import audit
-    from stimg.bench.expression import ExpressionProtocol, Panel, Target
+    from stimg.bench.expression import ExpressionProtocol, Target
+    from stimg.bench.gene_rules import Panel
     from stimg.bench.method import Method, Prediction
     from stimg.bench.method import listing as list_methods
     from stimg.bench.protocol import Fold, Hidden, Metric, Protocol, Scored, Task
@@ -29,7 +30,7 @@ _NAMES = {
     "LeakageError": "_ledger",
     "Method": "method",
     "Metric": "protocol",
-    "Panel": "expression",
+    "Panel": "gene_rules",
     "Prediction": "method",
     "Protocol": "protocol",
     "PublishedSplit": "published",

@@ -1,6 +1,7 @@
 """Expression from H&E, donors apart, nothing smoothed, genes chosen on training donors."""
 
-from stimg.bench.expression import ExpressionProtocol, Panel
+from stimg.bench.expression import ExpressionProtocol
+from stimg.bench.gene_rules import Panel
 from stimg.bench.protocol import add
 
 PROTOCOL = add(

@@ -9,7 +9,8 @@ import numpy as np
 from stimg._core import keys, validate
 from stimg._core.rng import derive
 from stimg.bench import sections as _sections
-from stimg.bench.expression import GENE_RULES, Panel, without_counts
+from stimg.bench.expression import without_counts
+from stimg.bench.gene_rules import GENE_RULES, Panel
 from stimg.bench.protocol import Fold, Hidden, Metric, Protocol, Scored, Task, add, leave_one_out, library_of
 from stimg.bench.values import log_values
 from stimg.data.slots import raster_libraries

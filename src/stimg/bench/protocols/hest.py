@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from stimg.bench.expression import ExpressionProtocol, Panel, Target
+from stimg.bench.expression import ExpressionProtocol, Target
+from stimg.bench.gene_rules import Panel
 from stimg.bench.protocol import add
 
 PROTOCOL = ExpressionProtocol(

@@ -1,6 +1,7 @@
 """The protocol of HisToGene, Hist2ST and their successors: sections left out, other sections of the donor in training."""
 
-from stimg.bench.expression import ExpressionProtocol, Panel, Target
+from stimg.bench.expression import ExpressionProtocol, Target
+from stimg.bench.gene_rules import Panel
 from stimg.bench.protocol import add
 
 PROTOCOL = add(

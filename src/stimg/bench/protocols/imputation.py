@@ -10,7 +10,8 @@ import pandas as pd
 
 from stimg._core.ledger import Seen
 from stimg.bench import sections as _sections
-from stimg.bench.expression import GENE_RULES, Panel, depth_of, expression_row, without_counts
+from stimg.bench.expression import depth_of, expression_row, without_counts
+from stimg.bench.gene_rules import GENE_RULES, Panel
 from stimg.bench.masks import hidden_spots
 from stimg.bench.protocol import Fold, Hidden, Metric, Protocol, Scored, Task, add
 from stimg.bench.values import log_values

@@ -11,7 +11,8 @@ import pandas as pd
 from stimg._core import validate
 from stimg._core.ledger import Seen
 from stimg.bench import sections as _sections
-from stimg.bench.expression import GENE_RULES, Panel, depth_of, expression_row
+from stimg.bench.expression import depth_of, expression_row
+from stimg.bench.gene_rules import GENE_RULES, Panel
 from stimg.bench.protocol import Fold, Hidden, Metric, Protocol, Scored, Task, add, leave_one_out, library_of
 from stimg.bench.values import log_values
 from stimg.data.ledger import ids

@@ -1,6 +1,7 @@
 """The protocol of Stem and GenAR: one section left out, raw logs without any depth normalisation."""
 
-from stimg.bench.expression import ExpressionProtocol, Panel, Target
+from stimg.bench.expression import ExpressionProtocol, Target
+from stimg.bench.gene_rules import Panel
 from stimg.bench.protocol import add
 
 PROTOCOL = add(

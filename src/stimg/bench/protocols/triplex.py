@@ -1,6 +1,7 @@
 """The protocol of TRIPLEX and its successors: donors apart, 250 genes, labels smoothed in test sections too."""
 
-from stimg.bench.expression import ExpressionProtocol, Panel, Target
+from stimg.bench.expression import ExpressionProtocol, Target
+from stimg.bench.gene_rules import Panel
 from stimg.bench.protocol import add
 
 PROTOCOL = add(
