@@ -13,7 +13,7 @@ PROTOCOL = ExpressionProtocol(
     source="Jaume et al. 2024 (HEST-1k, NeurIPS) and its code",
     remarks=(
         "The genes are the most variable over all sections, test sections included.",
-        "Raw logs: depth alone predicts most genes; on several tasks it rivals the best published encoder.",
+        "Raw logs: the depth of an observation alone predicts most genes.",
         "Sections of a fold are correlated together, so that differences between sections count as success.",
         "The released ridge has no intercept and a fixed penalty; here the penalty is chosen on training donors.",
         "The folds of the published tasks are in `stimg.bench.published_split('hest')`; here each donor is left out once.",
