@@ -14,6 +14,7 @@ MODULES = {
     "model": "Models",
     "bench": "Evaluation",
     "datasets": "Datasets",
+    "zoo": "Encoders",
     "metrics": "Metrics",
     "image": "Images: rasters, crops and stores",
     "data": "Data: batches of crops",
@@ -97,6 +98,39 @@ def methods_page() -> str:
     return "| method | role | for | what |\n|---|---|---|---|\n" + rows
 
 
+def encoders_page(kind: str) -> str:
+    """Return the table of the cards of one kind, with their notes and citations below."""
+    from stimg.zoo import get
+    from stimg.zoo import list as cards
+
+    def shown(value: object) -> str:
+        return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+    of_tiles = kind == "image"
+    head = [
+        "encoder",
+        "name",
+        "width",
+        *(("px", "µm / px") if of_tiles else ("reads",)),
+        "M parameters",
+        "licence",
+        "commercial",
+        "gated",
+        "loader",
+        "hub",
+    ]
+    text = "| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|\n"
+    notes = ""
+    for name in cards(kind).index:
+        c = get(name)
+        middle = (c.size_px, c.mpp) if of_tiles else (c.unit,)
+        cells = (c.title, f"`{name}`", c.n_features, *middle, c.parameters_m and round(c.parameters_m, 1), c.licence)
+        flags = ("yes" if c.commercial else "no", "yes" if c.gated else "no", c.loader, c.repo)
+        text += "| " + " | ".join(shown(value) for value in (*cells, *flags)) + " |\n"
+        notes += f"- **{c.title}**: {c.notes + ' ' if c.notes else ''}*{c.citation}*\n"
+    return f"{text}\n{notes}"
+
+
 def copy_tutorials(source: Path, target: Path) -> list[str]:
     """Copy the notebooks of ``source`` to ``target`` where they differ, drop the others, and return their names."""
     target.mkdir(parents=True, exist_ok=True)
@@ -131,9 +165,12 @@ def write(docs: Path) -> None:
     _update(docs / "generated" / "_outputs.md", outputs_page())
     _update(docs / "generated" / "_protocols.md", protocols_page())
     _update(docs / "generated" / "_methods.md", methods_page())
-    from stimg.model import STMAEOptions
+    for kind in ("image", "gene"):
+        _update(docs / "generated" / f"_{kind}_encoders.md", encoders_page(kind))
+    from stimg.model import ImageMAEOptions, STMAEOptions
 
     _update(docs / "generated" / "_stmae_options.md", options_table(STMAEOptions))
+    _update(docs / "generated" / "_image_mae_options.md", options_table(ImageMAEOptions))
     names = copy_tutorials(docs.parent / "tutorials", docs / "tutorials")
     listed = "\n".join(f"tutorials/{name}" for name in names)
     _update(docs / "generated" / "_tutorials.md", f"```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n")

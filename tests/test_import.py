@@ -10,7 +10,7 @@ import pytest
 import stimg
 
 HEAVY = ("torch", "scvi", "lightning", "squidpy", "spatialdata", "matplotlib", "transformers", "timm")
-LIGHT_MODULES = ("pp", "pl", "datasets", "metrics", "image")
+LIGHT_MODULES = ("pp", "pl", "datasets", "metrics", "image", "zoo")
 
 
 def loaded_by(code: str) -> set[str]:
@@ -29,7 +29,7 @@ def test_touching_the_light_subpackages_loads_neither_torch_nor_scvi():
     assert loaded_by(code).isdisjoint(set(HEAVY) - {"matplotlib"})
 
 
-@pytest.mark.parametrize("name", ["pp", "pl", "metrics", "datasets", "tl", "data"])
+@pytest.mark.parametrize("name", ["pp", "pl", "metrics", "datasets", "tl", "data", "zoo"])
 def test_importing_a_subpackage_costs_less_than_anndata(name):
     assert loaded_by(f"import stimg.{name}; dir(stimg.{name})").isdisjoint({*HEAVY, "anndata", "numba", "pandas", "scipy"})
 

@@ -1,6 +1,8 @@
 """Every verb does for the table of a SpatialData what it does for an AnnData, and leaves the other table alone."""
 
+import tempfile
 from importlib import import_module
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -53,14 +55,68 @@ CALLS = {
     "pp.spatial_blocks": lambda data, **k: stimg.pp.spatial_blocks(data, block_um=500.0, buffer_um=200.0, key_added="b", **k),
     "pp.hold_out_blocks": lambda data, **k: stimg.pp.hold_out_blocks(data, held=["D1S1/1"], **k),
     "pp.split": lambda data, **k: stimg.pp.split(data, by="block", test=["D1S1/1"], buffer_um=250.0, **k),
+    "pp.check_slide": lambda data, **k: checked(data, stimg.pp.check_slide(data, pitch_um=200.0, **k), **k),
     "pp.colour_statistics": lambda data, **k: stimg.pp.colour_statistics(data, image=IMAGE, windows_um=(40.0, 90.0), **k),
+    "pp.plan_tiles": lambda data, **k: stimg.pp.plan_tiles(data, image=IMAGE, image_mpp=0.5, tile_um=56, mpp=0.5, **k),
+    "pp.set_mpp": lambda data, **k: checked(data, stimg.pp.set_mpp(data, pitch_um=200.0, **k), **k),
+    "pp.spatial_context": lambda data, **k: stimg.pp.spatial_context(data, key="spatial", **k),
+    "pp.read_embedding": lambda data, **k: read_embedding(data, **k),
     "pl.raster": lambda data, **k: stimg.pl.raster(data, color="label", **k),
+    "pl.check_slide": lambda data, **k: (stimg.pp.check_slide(data, **k), checked(data, stimg.pl.check_slide(data, **k).axes[0], **k))[1],
     "pl.crops": lambda data, **k: stimg.pl.crops(data, genes=gene(data), n=2, spec=stimg.image.CropSpec((3, 3)), **k),
     "pl.reconstruction": lambda data, **k: stimg.pl.reconstruction(data, genes=gene(data), **k),
     "pl.embedding_map": lambda data, **k: stimg.pl.embedding_map(data, **k),
+    "pl.tiles": lambda data, **k: tiles(data, **k),
+    "pl.genes": lambda data, **k: stimg.pl.genes(data, genes=gene(data), predicted="stimg_stmae", **k),
+    "pl.retrieval": lambda data, **k: (
+        stimg.tl.retrieve(data, image_key="spatial", gene_key="spatial", **k),
+        stimg.pl.retrieval(data, **k),
+    )[1],
+    "pl.alignment": lambda data, **k: (stimg.tl.align(data, model=Aligned(), **k), stimg.pl.alignment(data, **k))[1],
 }
 OTHER = {"pp.rasterize_points", "pl.history", "pl.scores", "pl.gene_scores", "pl.score_maps"}
 """Verbs that take no table: points, the record of a training, and reports."""
+
+
+def read_embedding(data, **options):
+    """Read a file with one embedding for each name."""
+    names = (data if isinstance(data, ad.AnnData) else data.tables["cells"]).obs_names
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "features.h5ad"
+        ad.AnnData(np.arange(2.0 * len(names)).reshape(-1, 2), obs=pd.DataFrame(index=names)).write_h5ad(path)
+        stimg.pp.read_embedding(data, path, key_added="X_uni", **options)
+
+
+def checked(data, result, table_key="table"):
+    """Return the result after taking the coordinate system out of what was found and recorded: an AnnData has none."""
+    records = (data if isinstance(data, ad.AnnData) else data.tables[table_key]).uns["stimg"]
+    for found in [
+        result,
+        *(r.get("table") for k, r in records.items() if k in ("check_slide", "set_mpp") and r.pop("coordinate_system", 1)),
+    ]:
+        if isinstance(found, pd.DataFrame):
+            found["found"] = found["found"].str.replace("unit of 'global'", "pixel")
+    return result
+
+
+def tiles(data, **options):
+    """Plan tiles and draw two of them."""
+    stimg.pp.plan_tiles(data, image=IMAGE, image_mpp=0.5, tile_um=56, mpp=0.5, **options)
+    return stimg.pl.tiles(data, n=2, image=IMAGE, **options)
+
+
+class Aligned:
+    """As much of an alignment of image and expression as ``tl.align`` asks for."""
+
+    ledger = ()
+
+    def get_image_embedding(self, adata):
+        return adata.obsm["X_stimg_stmae"]
+
+    get_gene_embedding = get_image_embedding
+
+    def identity(self, adata):
+        return {"model": "Aligned"}
 
 
 def gene(data):
@@ -97,7 +153,7 @@ def test_the_table_of_a_spatialdata_is_treated_as_an_anndata(slide, verb):
         assert adata.uns["stimg"]["rasterize"].pop("coordinate_system") == "none"
     assert_same(adata, sdata.tables["cells"])
     assert_same(other, sdata.tables["table"])
-    if verb == "pp.resample":
+    if verb in ("pp.resample", "pp.check_slide"):
         assert_same(alone, within)
     elif verb.startswith("pl."):
         np.testing.assert_equal(drawn(within), drawn(alone))

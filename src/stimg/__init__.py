@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stimg import bench, data, datasets, image, metrics, model, nn, pl, plan, pp, tl
+    from stimg import bench, data, datasets, image, metrics, model, nn, pl, plan, pp, tl, zoo
     from stimg._core.settings import settings
 
 try:
@@ -16,8 +16,8 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
-_SUBMODULES = ("bench", "data", "datasets", "image", "metrics", "model", "nn", "pl", "plan", "pp", "tl")
-__all__ = ["__version__", "bench", "data", "datasets", "image", "metrics", "model", "nn", "pl", "plan", "pp", "settings", "tl"]
+_SUBMODULES = ("bench", "data", "datasets", "image", "metrics", "model", "nn", "pl", "plan", "pp", "tl", "zoo")
+__all__ = ["__version__", "bench", "data", "datasets", "image", "metrics", "model", "nn", "pl", "plan", "pp", "settings", "tl", "zoo"]
 
 
 def __getattr__(name: str) -> Any:

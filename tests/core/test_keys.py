@@ -1,8 +1,12 @@
 """Every slot that a verb writes on simulated data stands in ``SLOTS``, under the verb that wrote it."""
 
 import re
+import tempfile
+from pathlib import Path
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 
 import stimg
@@ -18,11 +22,11 @@ def slots(adata):
 
 
 def documented():
-    """Return (pattern of a slot, its writers), one pair for each name; <model> stands for any name."""
+    """Return (pattern of a slot, its writers), one pair for each name; what stands in angle brackets is any name."""
     pairs = []
     for slot in keys.SLOTS:
         for name in re.findall(r'\w+\["[^"]*"\](?:\["[^"]*"\])*', slot.where):
-            pattern = re.escape(name).replace("<model>", r"\w+").replace("<table_key>", r"\w+")
+            pattern = re.sub(r"<\w+>", r"\\w+", re.escape(name))
             pairs.append((re.compile(pattern), slot.writer))
     return pairs
 
@@ -60,13 +64,42 @@ def split(adata):
     stimg.pp.hold_out_blocks(adata, held=[adata.obs["stimg_block"].cat.categories[0]])
 
 
+def read_embedding(adata):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "features.h5ad"
+        ad.AnnData(np.ones((adata.n_obs, 2)), obs=pd.DataFrame(index=adata.obs_names)).write_h5ad(path)
+        stimg.pp.read_embedding(adata, dict.fromkeys(adata.obs["library_id"].unique(), path), key_added="X_uni")
+
+
+class Aligned:
+    """As much of an alignment of image and expression as a verb asks for."""
+
+    ledger = ()
+
+    def get_image_embedding(self, adata):
+        return adata.obsm["spatial"]
+
+    def get_gene_embedding(self, adata):
+        return adata.obsm["spatial"]
+
+    def identity(self, adata):
+        return {"model": "Aligned"}
+
+
 VERBS = {
     "stimg.pp.select_genes": lambda adata: stimg.pp.select_genes(adata, rule="variance", n=10),
     "stimg.pp.spatial_blocks": blocks,
     "stimg.pp.split": lambda adata: stimg.pp.split(adata, by="block", n_blocks=4, test=0.25),
+    "stimg.pp.check_slide": lambda adata: stimg.pp.check_slide(adata),
+    "stimg.pp.set_mpp": lambda adata: stimg.pp.set_mpp(adata),
     "stimg.pp.colour_statistics": lambda adata: stimg.pp.colour_statistics(
         adata, image=dict.fromkeys(adata.obs["library_id"].unique(), np.full((4000, 4000, 3), 200, dtype=np.uint8)), windows_um=(40.0, 90.0)
     ),
+    "stimg.pp.plan_tiles": lambda adata: stimg.pp.plan_tiles(adata, tile_um=112, mpp=4.0),
+    "stimg.pp.read_embedding": lambda adata: read_embedding(adata),
+    "stimg.tl.predict_expression": lambda adata: stimg.tl.predict_expression(adata, reference=adata, features="spatial"),
+    "stimg.tl.retrieve": lambda adata: stimg.tl.retrieve(adata, image_key="spatial", gene_key="spatial"),
+    "stimg.tl.align": lambda adata: stimg.tl.align(adata, model=Aligned()),
     "stimg.pp.hold_out_blocks": lambda adata: (stimg.pp.spatial_blocks(adata, n_blocks=4), split(adata)),
     "stimg.pp.spatial_autocorr": lambda adata: [stimg.pp.spatial_autocorr(adata, mode=mode) for mode in ("moran", "geary")],
 }
@@ -115,11 +148,18 @@ def test_models_write_documented_slots(section, model):
     assert np.isnan(adata.layers["stimg_stmae"][:, 3:]).all()
 
 
-@pytest.mark.parametrize("kind", ["xenium", "points", "sdata"])
+@pytest.mark.parametrize("kind", ["xenium", "points", "sdata", "tiles"])
 def test_new_tables_hold_documented_slots(kind):
     if kind == "sdata":
         table = stimg.datasets.simulate(technology="visium", shape=(8, 8), n_genes=20, rng=0, as_sdata=True).tables["table"]
         assert not undocumented(slots(table) - {'uns["spatialdata_attrs"]'}, "stimg.datasets") - {'obs["region"]', 'obs["instance_id"]'}
+        return
+    if kind == "tiles":
+        sdata = stimg.datasets.simulate(technology="visium", shape=(8, 8), n_genes=20, image=True, rng=0, as_sdata=True)
+        stimg.pp.plan_tiles(sdata, tile_um=112, mpp=0.5, around="grid", min_tissue=0.2)
+        (name,) = set(sdata.tables) - {"table"}
+        assert 'obs["tissue"]' in slots(sdata.tables[name])
+        assert not undocumented(slots(sdata.tables[name]) - {'uns["spatialdata_attrs"]'}, "stimg.pp.plan_tiles")
         return
     if kind == "xenium":
         adata = stimg.datasets.simulate(technology="xenium", shape=(10, 10), n_genes=20, rng=0)

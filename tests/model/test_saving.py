@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stimg._core import hashing
-from stimg.model import STMAE, _saving
+from stimg.model import STMAE, _card, _record, _saving
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_a_model_without_data_cannot_train(saved):
 
 
 def test_nothing_is_unpickled(saved, monkeypatch):
-    assert sorted(p.name for p in saved.iterdir()) == [_saving.RECORD, _saving.TENSORS]
+    assert sorted(p.name for p in saved.iterdir()) == [_card.NAME, _saving.RECORD, _saving.TENSORS]
 
     def refuse(*args, **kwargs):
         raise AssertionError("something was unpickled")
@@ -142,7 +142,7 @@ def test_damaged_record(folder, text):
 def test_record_that_lacks_something(folder):
     path = folder / _saving.RECORD
     record = json.loads(path.read_text())
-    for name in _saving.FIELDS:
+    for name in (*_saving.FIELDS, *_record.FIELDS):
         path.write_text(json.dumps({k: v for k, v in record.items() if k != name}))
         with pytest.raises(ValueError, match=name):
             STMAE.load(folder)
@@ -192,7 +192,7 @@ def test_overwriting_has_to_be_asked_for(trained, folder):
     assert (folder / _saving.TENSORS).stat().st_ino == before
     (folder / "old").write_text("left over")
     trained[1].save(folder, overwrite=True)
-    assert sorted(p.name for p in folder.iterdir()) == [_saving.RECORD, _saving.TENSORS]
+    assert sorted(p.name for p in folder.iterdir()) == [_card.NAME, _saving.RECORD, _saving.TENSORS]
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
 
 

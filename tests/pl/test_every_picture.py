@@ -19,6 +19,17 @@ PICTURES = {
     ),
     "embedding_map": lambda adata, lib: stimg.pl.embedding_map(adata, components=True, return_fig=True),
     "history": lambda adata, lib: stimg.pl.history(HISTORY, return_fig=True),
+    "genes": lambda adata, lib: stimg.pl.genes(
+        adata, genes=["ERBB2", "IGKC"], predicted="stimg_stmae", library_id="A", image=lib is not None, return_fig=True
+    ),
+    "retrieval": lambda adata, lib: (
+        stimg.tl.retrieve(adata, image_key="X_stimg_stmae", gene_key="X_stimg_stmae"),
+        stimg.pl.retrieval(adata, kind="queries", return_fig=True),
+    )[1],
+    "recall": lambda adata, lib: (
+        stimg.tl.retrieve(adata, image_key="X_stimg_stmae", gene_key="X_stimg_stmae"),
+        stimg.pl.retrieval(adata, return_fig=True),
+    )[1],
 }
 
 

@@ -17,6 +17,8 @@ BLOCK = "stimg_block"
 CHANNEL = "stimg_channel"
 CHANNEL_ORDER = "stimg_channel_order"
 COLOUR = "X_stimg_colour"
+TILES = "tiles"
+CHECK_SLIDE = "check_slide"
 MORAN = "moranI"
 GEARY = "gearyC"
 
@@ -24,6 +26,11 @@ GEARY = "gearyC"
 def embedding_key(model: str) -> str:
     """Name of the ``obsm`` slot that holds the embedding of ``model``."""
     return f"X_stimg_{model}"
+
+
+def tiles_key(key: str = TILES) -> str:
+    """Name of the ``obsm`` slot that holds the tiles planned under ``uns["stimg"][key]``."""
+    return f"stimg_{key}"
 
 
 def layer_key(model: str) -> str:
@@ -40,13 +47,18 @@ class Slot(NamedTuple):
 
 
 _READERS, _TABLES = "stimg.datasets", "stimg.pp.resample, stimg.pp.rasterize_points"
+_GRID = "stimg.pp.plan_tiles of a grid"
 SLOTS: tuple[Slot, ...] = (
-    Slot(f'obs["{LIBRARY}"]', f"{_READERS}, stimg.pp.rasterize where there is one library, {_TABLES}", "one capture area, categorical"),
+    Slot(
+        f'obs["{LIBRARY}"]',
+        f"{_READERS}, stimg.pp.rasterize where there is one library, {_TABLES}, {_GRID}",
+        "one capture area, categorical",
+    ),
     Slot(f'obs["{DONOR}"]', _READERS, "donor of the section, categorical"),
     Slot('obs["section"]', "stimg.datasets.simulate", "number of the section among those of its donor"),
     Slot(
         'obs["array_row"], obs["array_col"]',
-        f"{_READERS}, {_TABLES}",
+        f"{_READERS}, {_TABLES}, {_GRID}",
         "array indices (Visium: Space Ranger's, array_col = 2 x column + row parity)",
     ),
     Slot('obs["in_tissue"]', _READERS, "1 under tissue, as Space Ranger writes it; where the source says so"),
@@ -60,10 +72,11 @@ SLOTS: tuple[Slot, ...] = (
     Slot('obs["n_merged"]', "stimg.pp.resample", "number of observations that contributed to the pixel"),
     Slot(
         'obs["region"], obs["instance_id"], obs["spot_id"]',
-        "stimg.pp.rasterize_points, stimg.datasets as SpatialData",
+        f"stimg.pp.rasterize_points, {_GRID}, stimg.datasets as SpatialData",
         "element and instance of SpatialData that the row annotates",
     ),
-    Slot(f'obsm["{SPATIAL}"]', f"{_READERS}, {_TABLES}", "float64 (x, y) in full-resolution pixels"),
+    Slot('obs["tissue"]', _GRID, "share of the tile that is tissue, where it was asked for"),
+    Slot(f'obsm["{SPATIAL}"]', f"{_READERS}, {_TABLES}, {_GRID}", "float64 (x, y) in full-resolution pixels"),
     Slot(
         f'obsm["{RC}"]',
         f"stimg.pp.rasterize, {_TABLES}",
@@ -71,8 +84,54 @@ SLOTS: tuple[Slot, ...] = (
     ),
     Slot('obsm["stimg_truth_proportions"]', "stimg.datasets.simulate", "share of each cell type under the observation, a table"),
     Slot(f'obsm["{COLOUR}"]', "stimg.pp.colour_statistics", "float32 optical density of the image around the observation, n_obs x 48"),
+    Slot(
+        'obsm["stimg_<tiles>"]',
+        "stimg.pp.plan_tiles",
+        "float64 y, x of the tile's centre in pixels of the image's finest level, then the share of each field outside the image",
+    ),
     Slot('obsm["X_stimg_<model>"]', "stimg.tl.embed", "float32 embedding, n_obs x dim; NaN where not on the raster"),
+    Slot(
+        'obsm["X_<encoder>"]',
+        "stimg.tl.embed_image, stimg.pp.read_embedding",
+        "float32 features of the image tile around the observation, n_obs x (fields x width)",
+    ),
+    Slot(
+        'obsm["<key>_context"]',
+        "stimg.pp.spatial_context",
+        "float32 mean of obsm[key] over rings around the observation, n_obs x (rings x columns)",
+    ),
     Slot('layers["stimg_<model>"]', "stimg.tl.impute_genes", "float32 log(1 + counts per 10,000) of the genes asked for, NaN elsewhere"),
+    Slot(
+        'layers["stimg_<head>"], layers["stimg_<head>_lower"], layers["stimg_<head>_upper"]',
+        "stimg.tl.predict_expression",
+        "float32 predicted log(1 + counts per 10,000) and bounds of conformal intervals, NaN for genes not asked for",
+    ),
+    Slot(
+        'var["stimg_<head>_predictability"]',
+        "stimg.tl.predict_expression",
+        "float32 Pearson's r of the gene on observations that were left out of the fit, NaN where it is not known",
+    ),
+    Slot(
+        'tables["<head>_<table_key>"]',
+        "stimg.tl.predict_expression on SpatialData",
+        "the same for genes that were not measured: values in X, a table of its own",
+    ),
+    Slot(
+        'obsm["stimg_retrieval"], obsm["stimg_retrieval_score"]',
+        "stimg.tl.retrieve",
+        "int64 rows of the reference whose other side is most similar, best first, and float32 similarities, n_obs x k",
+    ),
+    Slot(
+        'obs["stimg_retrieval_rank"], obs["stimg_retrieval_gallery"]',
+        "stimg.tl.retrieve where the reference is the data itself",
+        "rank of the true partner, and among how many",
+    ),
+    Slot(
+        'obsm["X_stimg_clip_image"], obsm["X_stimg_clip_genes"]',
+        "stimg.tl.align",
+        "float32 embeddings of image and expression in one space, n_obs x dim",
+    ),
+    Slot('obs["stimg_pair_score"]', "stimg.tl.align", "cosine of the two embeddings of the observation"),
     Slot(
         'tables["<model>_<table_key>"]',
         "stimg.tl.impute_genes on SpatialData",
@@ -87,11 +146,26 @@ SLOTS: tuple[Slot, ...] = (
         "stimg.datasets.simulate",
         "what the simulated gene marks, and the gene programmes it belongs to",
     ),
-    Slot('uns["spatial"][<library>]', f"{_READERS}, {_TABLES}", "images, scalefactors and metadata, the scverse convention"),
+    Slot(
+        'tables["<image_key>_tiles"], shapes["<image_key>_squares"]',
+        _GRID,
+        "a table without genes that annotates the squares of a grid over an image of a SpatialData",
+    ),
+    Slot(
+        'uns["spatial"][<library>]["scalefactors"]["microns_per_pixel"]',
+        "stimg.pp.set_mpp",
+        'µm per full-resolution pixel, after all that states it was compared; uns["stimg"]["set_mpp"] names the sources',
+    ),
+    Slot('uns["spatial"][<library>]', f"{_READERS}, {_TABLES}, {_GRID}", "images, scalefactors and metadata, the scverse convention"),
     Slot(f'uns["{UNS}"]["{RASTER}"][<library>]', f"stimg.pp.rasterize, {_TABLES}", "the RasterSpec of the library, as plain values"),
     Slot(f'uns["{UNS}"]["{CHANNELS}"]', "stimg.pp.select_genes", "rule, parameters and hash of the observations it was fitted on"),
     Slot(
         f'uns["{UNS}"]["{SPLIT}"]["manifest"], uns["{UNS}"]["{FOLD}"]["manifest"]', "stimg.pp.split", "the manifest of the split, JSON text"
+    ),
+    Slot(
+        f'uns["{UNS}"]["{CHECK_SLIDE}"]["table"], uns["{UNS}"]["{CHECK_SLIDE}"]["libraries"]',
+        "stimg.pp.check_slide",
+        "the examination, a table (library, check, status, found, wanted, todo), and the sketch of each slide that is drawn",
     ),
     Slot(f'uns["{MORAN}"]', "stimg.pp.spatial_autocorr", "Moran's I of every gene, a table as squidpy writes it"),
     Slot(f'uns["{GEARY}"]', "stimg.pp.spatial_autocorr", "Geary's C of every gene, a table as squidpy writes it"),

@@ -11,7 +11,7 @@ from stimg._core import validate
 from stimg._core.registry import Registry
 
 ROLES = ("null", "audit", "rival", "model")
-MODULES = ("expression", "imputation", "completion", "labels", "retrieval", "bulk")
+MODULES = ("expression", "imputation", "completion", "labels", "label_probes", "retrieval", "bulk", "slides")
 """Modules of ``stimg.bench.methods``, whose functions register themselves."""
 
 

@@ -49,9 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_walk_options(run, epochs=None)
 
-    from stimg.cli.bench import add
+    from stimg.cli import bench, predict
 
-    add(commands)
+    predict.add(commands)
+    bench.add(commands)
 
     doctor = commands.add_parser("doctor", help="versions, device, memory, data folders, and what is missing or does not fit")
     doctor.add_argument("--json", action="store_true", help="as JSON, for a bug report")
@@ -77,6 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from stimg.cli.bench import bench
 
             return bench(options)
+        if options.command == "predict":
+            from stimg.cli.predict import predict
+
+            return predict(options)
         from stimg.cli import walk
 
         return walk.demo(options) if options.command == "demo" else walk.run(options)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stimg.datasets._her2st import her2st
     from stimg.datasets._mob import mob
     from stimg.datasets._simulate import CountOptions, DonorOptions, GeneOptions, ImageOptions, TissueOptions, Truth, simulate
+    from stimg.datasets._simulate_cohort import simulate_cohort
     from stimg.datasets._stahl import stahl
     from stimg.datasets.fetch import fetch_file
     from stimg.datasets.genes import gene_list
@@ -32,6 +33,7 @@ _NAMES = {
     "list": "registry:listing",
     "mob": "_mob",
     "simulate": "_simulate",
+    "simulate_cohort": "_simulate_cohort",
     "stahl": "_stahl",
 }
 """Public name to the module of this package that defines it."""

@@ -34,6 +34,17 @@ def open_image(path: Path, size: tuple[int, int] | None = None) -> Iterator[Any]
             Image.MAX_IMAGE_PIXELS = before
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (rows, columns) of an image file from its header; the errors are those of :func:`read_rgb`."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with open_image(Path(path)) as image:
+            return int(image.size[1]), int(image.size[0])
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as err:
+        raise ValueError(f"{path} cannot be read as an image ({err}). Copy it again, or pass the pixels as an array.") from err
+
+
 def read_rgb(path: Path) -> np.ndarray:
     """Return the whole image, uint8 (y, x, 3).
 

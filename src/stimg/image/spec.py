@@ -1,4 +1,4 @@
-"""The frozen parameter sets of the ST image: how a library lies on its lattice, and what a crop is."""
+"""The frozen parameter sets of images: how a library lies on its lattice, what a crop is, and what a tile of a slide is."""
 
 import math
 from collections.abc import Mapping
@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
+from stimg._core.validate import positive
+from stimg.image.units import check_mpp
 
 LATTICES = ("square", "hex")
 COLLISIONS = ("error", "nearest", "sum")
@@ -167,3 +170,70 @@ class CropSpec:
     def n_crops(self, shape: tuple[int, int]) -> int:
         """Return the number of crops of a library of ``shape`` (rows, columns) in one epoch."""
         return max(1, math.floor(self.coverage * shape[0] * shape[1] / (self.size[0] * self.size[1])))
+
+
+@dataclass(frozen=True)
+class TileSpec:
+    """What one tile of a slide is.
+
+    Parameters
+    ----------
+    tile_um
+        Side of the square tile on the slide, in µm.
+    mpp
+        µm per pixel of the delivered tile.
+    fields
+        Sides of the concentric fields in units of ``tile_um``, each delivered with ``size_px`` pixels a side, so at ``mpp * field``.
+    upsample
+        Whether a slide more than 5 % coarser than a field's µm per pixel may be interpolated; otherwise that is an error.
+
+    Examples
+    --------
+    >>> spec = TileSpec(tile_um=112.0, mpp=0.5, fields=(1.0, 4.0))
+    >>> spec.size_px, spec.sides_um
+    (224, (112.0, 448.0))
+    """
+
+    tile_um: float
+    mpp: float
+    fields: tuple[float, ...] = (1.0,)
+    upsample: bool = False
+
+    def __post_init__(self) -> None:
+        positive(self.tile_um, "tile_um", "µm")
+        positive(self.mpp, "mpp", "µm per pixel")
+        check_mpp(self.mpp)
+        if not isinstance(self.fields, tuple | list) or not len(self.fields):
+            raise ValueError(f"fields={self.fields!r}; wanted at least one number, the side of each field in units of tile_um.")
+        for each in self.fields:
+            positive(each, "fields")
+        object.__setattr__(self, "fields", tuple(float(each) for each in self.fields))
+        if len(set(self.fields)) != len(self.fields):
+            raise ValueError(f"fields={self.fields} names a field twice; wanted different sides.")
+        if self.size_px < 1:
+            raise ValueError(f"tile_um={self.tile_um:g} at mpp={self.mpp:g} is less than one pixel; wanted a larger tile, or finer pixels.")
+
+    @property
+    def size_px(self) -> int:
+        """Rows and columns of the delivered tile: the side in µm over µm per pixel, rounded."""
+        return round(self.tile_um / self.mpp)
+
+    @property
+    def sides_um(self) -> tuple[float, ...]:
+        """Side of each field in µm."""
+        return tuple(self.tile_um * each for each in self.fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that ``uns`` can hold; :meth:`from_dict` is the inverse."""
+        return {
+            "tile_um": float(self.tile_um),
+            "mpp": float(self.mpp),
+            "fields": np.asarray(self.fields, dtype=np.float64),
+            "upsample": bool(self.upsample),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TileSpec":
+        """Return the spec of :meth:`to_dict`'s values, also after a round trip through h5ad or zarr."""
+        fields = tuple(float(each) for each in np.atleast_1d(np.asarray(values["fields"], dtype=np.float64)))
+        return cls(float(values["tile_um"]), float(values["mpp"]), fields, bool(values["upsample"]))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from stimg._core.lazy import attach
 
 if TYPE_CHECKING:
+    from stimg.metrics._nearest import Nearest, nearest
     from stimg.metrics.agreement import MoranAgreement, moran_agreement
     from stimg.metrics.batch import BatchEffects, batch_effects
     from stimg.metrics.calibration import (
@@ -62,6 +63,7 @@ _NAMES = {
     "IntervalCalibration": "calibration",
     "Linear": "nulls",
     "MoranAgreement": "agreement",
+    "Nearest": "_nearest",
     "Permutation": "resampling",
     "RelativeError": "expression",
     "Retrieval": "retrieval",
@@ -91,6 +93,7 @@ _NAMES = {
     "interval_coverage_error": "calibration",
     "moran_agreement": "agreement",
     "morans_i": "spatial",
+    "nearest": "_nearest",
     "neighbour_mean": "nulls",
     "noise_ceiling": "nulls",
     "per_gene_pearson": "expression",

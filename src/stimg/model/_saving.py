@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from stimg._core import files
 
 FORMAT = 2
 TENSORS, RECORD = "model.safetensors", "model.json"
-FIELDS = ("sha256", "options", "crop", "genes", "genes_hash", "rasters", "setup", "registry", "history", "ledger", "fit")
+FIELDS = ("sha256", "options", "genes", "genes_hash", "setup", "registry", "history", "ledger", "fit")
+"""What every record has; classes add their own."""
 AGAIN = "Save the model again, or copy the folder anew."
 
 
@@ -31,8 +32,10 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def write(directory: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Write a model folder, whole or not at all."""
+def write(
+    directory: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any], *, overwrite: bool, texts: Mapping[str, str] | None = None
+) -> None:
+    """Write a model folder, whole or not at all; ``texts`` are further files by name."""
     from safetensors import torch as safetensors
 
     with files.replacing(directory, overwrite=overwrite, directory=True) as temporary:
@@ -40,6 +43,8 @@ def write(directory: Path, tensors: Mapping[str, Tensor], record: Mapping[str, A
         (temporary / TENSORS).write_bytes(safetensors.save(whole_tensors))  # written here, so that a full disk is an OSError
         whole = {"format": FORMAT, "sha256": _digest(temporary / TENSORS), **jsonable(record)}
         (temporary / RECORD).write_text(json.dumps(whole, indent=1), encoding="utf-8")
+        for name, text in (texts or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
 
 
 def _digest(path: Path) -> str:
@@ -47,8 +52,8 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(directory: Path, class_name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors and record of a model folder; every kind of damage is an error that names the file."""
+def read(directory: Path, class_name: str, fields: Iterable[str] = ()) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and record of a model folder; every kind of damage is an error that names the file. ``fields`` are those of the class."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -70,7 +75,7 @@ def read(directory: Path, class_name: str) -> tuple[dict[str, Tensor], dict[str,
         raise ValueError(
             f"{directory} holds a {record.get('class')}; wanted a {class_name}. Load it with `stimg.model.{record.get('class')}.load`."
         )
-    missing = [name for name in FIELDS if name not in record]
+    missing = [name for name in (*FIELDS, *fields) if name not in record]
     if missing:
         raise ValueError(f"{directory / RECORD} is damaged: it lacks {missing}. {AGAIN}")
     if _digest(directory / TENSORS) != record["sha256"]:

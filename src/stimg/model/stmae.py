@@ -1,7 +1,6 @@
 """STMAE: a masked autoencoder of ST images."""
 
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +13,16 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
 from scvi.model.base import BaseModelClass
 
-from stimg._core import hashing, keys, validate
+from stimg._core import keys, validate
 from stimg._core import rng as _rng
 from stimg._core.ledger import Seen
-from stimg._core.panel import is_control
-from stimg.data.ledger import recall
 from stimg.data.slots import raster_libraries
 from stimg.data.statistics import GeneStatistics
 from stimg.data.tables import table_of
 from stimg.image.spec import CropSpec, RasterSpec
-from stimg.model import _inference, _record, _saving, _training
+from stimg.model import _card, _inference, _kept, _record, _saving, _training
+from stimg.model._common import Common
+from stimg.model._vocabulary import chosen_by, vocabulary
 from stimg.model.options import STMAEOptions
 from stimg.nn import MaskSpec, ReleasedMAE, STMAEModule
 
@@ -33,6 +32,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 PITCH_TOLERANCE = 0.05
+LIMITS = (
+    "It reads counts on the lattices and at the pitches that it was trained on, and no image.",
+    "Values of genes that were not measured are predictions: they follow what such tissue looked like in the training data.",
+    "It is no medical device.",
+)
+"""What the model card says that the model cannot do."""
 
 
 class _RasterPosition(ObsmField):
@@ -42,7 +47,7 @@ class _RasterPosition(ObsmField):
         return ["row", "col"]
 
 
-class STMAE(BaseModelClass):
+class STMAE(Common, BaseModelClass):
     """Masked autoencoder of ST images: learns from crops whose values are partly hidden (Zhu et al. 2026, arXiv 2603.13432).
 
     Parameters
@@ -80,24 +85,15 @@ class STMAE(BaseModelClass):
     ) -> None:
         super().__init__(adata, registry)
         self.options = (options or STMAEOptions()).changed(**changes)
-        listed = genes
-        if genes is None:
-            if adata is None:
-                raise ValueError("genes is None and there is no adata to take them from; pass the vocabulary.")
-            genes = self._default_genes(adata)
-        self.genes = pd.Index(validate.names(genes))
-        validate.unique_names(self.genes, "genes in the vocabulary", todo="Pass every gene once.")
-        if len(self.genes) < 2:
-            raise ValueError(f"The vocabulary has {len(self.genes)} genes; wanted at least 2.")
+        self.genes = vocabulary(adata, genes)
         self.crop = CropSpec(self.options.crop_size, self.options.min_occupied, self.options.coverage)
         self.rasters: list[dict[str, Any]] = []
         if adata is not None:
-            validate.genes(self.genes, adata.var_names, what="genes of the vocabulary", todo="Pass names of adata.var_names.")
             specs = [r.spec for r in raster_libraries(adata, library_key=self._library_key).values()]
             self._adopt(specs)
         self.module = self._make_module()
-        chosen = recall(adata, only=[keys.CHANNELS]) if adata is not None and listed is None and keys.CHANNEL in adata.var else []
-        self.ledger: tuple[Seen, ...] = (*chosen, Seen(type(self).__name__, "model", genes=tuple(self.genes)))
+        own = Seen(type(self).__name__, "model", genes=tuple(self.genes))
+        self.ledger: tuple[Seen, ...] = (*chosen_by(adata, genes), own)
         self.statistics: GeneStatistics | None = None
         self._model_summary_string = (
             f"STMAE ({self.options.variant}) with {len(self.genes)} genes, crops of {self.crop.size[0]} x {self.crop.size[1]}, "
@@ -147,28 +143,6 @@ class STMAE(BaseModelClass):
     ) -> None:
         """Do :meth:`setup_anndata` for the table ``sdata.tables[table_key]``, which is then the ``adata`` of the model."""
         cls.setup_anndata(table_of(sdata, table_key), layer=layer, library_key=library_key)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.module.parameters()).device
-
-    @property
-    def _layer(self) -> str | None:
-        return self.registry_["setup_args"]["layer"]
-
-    @property
-    def _library_key(self) -> str:
-        return self.registry_["setup_args"]["library_key"]
-
-    @staticmethod
-    def _default_genes(adata: "AnnData") -> list[str]:
-        gene = ~is_control(adata.var)
-        if keys.CHANNEL in adata.var:
-            order = adata.var[keys.CHANNEL_ORDER].to_numpy()
-            chosen = np.flatnonzero(adata.var[keys.CHANNEL].to_numpy() & gene)
-            return adata.var_names[chosen[np.argsort(order[chosen], kind="stable")]].tolist()
-        return adata.var_names[gene].tolist()
 
     def _adopt(self, specs: Sequence[RasterSpec]) -> None:
         """Remember the lattices, and turn ``crop_um`` into lattice steps."""
@@ -336,7 +310,7 @@ class STMAE(BaseModelClass):
         return _inference.predict(self, adata, wanted, hidden=wanted, mode=mode, overlap=overlap, batch_size=batch_size)
 
     def save(self, dir_path: str | Path, overwrite: bool = False) -> None:  # type: ignore[override]
-        """Write ``model.safetensors`` and ``model.json`` into ``dir_path``, whole or not at all.
+        """Write ``model.safetensors``, ``model.json`` and a model card, ``README.md``, into ``dir_path``, whole or not at all.
 
         Saved are weights, vocabulary, options, lattice and pitch, gene statistics, hashes of the training observations, and the history. The
         data are not saved. Under distributed training every rank may call it; the first one writes.
@@ -345,7 +319,8 @@ class STMAE(BaseModelClass):
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
             return
         tensors, record = _record.contents(self)
-        _saving.write(Path(dir_path), tensors, record, overwrite=overwrite)
+        texts = {_card.NAME: _card.card(self, record, limits=LIMITS)}
+        _saving.write(Path(dir_path), tensors, record, overwrite=overwrite, texts=texts)
         logger.info("Saved %d genes, %d weights to %s", len(self.genes), sum(p.numel() for p in self.module.parameters()), dir_path)
 
     @classmethod
@@ -355,9 +330,8 @@ class STMAE(BaseModelClass):
         ``adata``, where given, is set up as the training data were: it must share genes with the vocabulary and lie on such a lattice.
         Without it the model reads the objects passed to its methods.
         """
-        tensors, record = _saving.read(Path(dir_path), cls.__name__)
-        if hashing.of_strings(record["genes"]) != record["genes_hash"]:
-            raise ValueError(f"{dir_path}: the list of genes does not match its hash; the file was changed. Save the model again.")
+        tensors, record = _saving.read(Path(dir_path), cls.__name__, _record.FIELDS)
+        _kept.check_genes(record, Path(dir_path))
         model = cls(None, record["genes"], options=STMAEOptions.from_dict(record["options"]), registry=record["registry"])
         model.crop = CropSpec((int(record["crop"][0]), int(record["crop"][1])), model.options.min_occupied, model.options.coverage)
         model.rasters = record["rasters"]
@@ -371,15 +345,3 @@ class STMAE(BaseModelClass):
             model._adata_manager = model._get_most_recent_anndata_manager(adata, required=True)
             model._register_manager_for_instance(model._adata_manager)
         return model
-
-    def identity(self, adata: "AnnData") -> dict[str, Any]:
-        """Return what a record of a result should say of this model: class, hashes of weights and vocabulary, and how many of the rows of ``adata`` it was trained on."""
-        return _record.identity(self, adata)
-
-    def epochs(self) -> int:
-        """Return the number of epochs trained."""
-        return max((len(table) for table in (self.history_ or {}).values()), default=0)
-
-    def is_finite(self) -> bool:
-        """Return whether every weight is a finite number."""
-        return all(math.isfinite(float(p.detach().abs().max())) for p in self.module.parameters())

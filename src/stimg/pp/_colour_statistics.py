@@ -9,17 +9,19 @@ import numpy as np
 
 from stimg._core import keys, provenance, validate
 from stimg.data.ledger import remember
+from stimg.data.slides import slide_of
 from stimg.data.slots import library_rows, raster_libraries
 from stimg.data.tables import table_of
 from stimg.image.colour import WINDOWS_UM
 from stimg.image.colour import colour_statistics as statistics
+from stimg.image.pixels import LARGEST
+from stimg.image.slide import Slide
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
-TODO = "Pass `image=` with a path or an array (y, x, 3) for each library."
 
 
 def colour_statistics(
@@ -70,10 +72,10 @@ def colour_statistics(
     names: list[str] = []
     padded = np.zeros(adata.n_obs)
     for library, rows in library_rows(adata.obs[library_key]).items():
-        pixels, scale = _pixels(adata, library, image, alone=len(rasters) == 1)
+        slide, scale = slide_of(adata, library, image=image, library_key=library_key)
         affine = np.asarray(rasters[library].spec.affine, dtype=np.float64)[:, :2]
         mpp = rasters[library].spec.pitch_um / float(np.sqrt(abs(np.linalg.det(affine))))
-        found = statistics(pixels, xy[rows, ::-1] * scale, mpp=mpp / scale, windows_um=windows_um)
+        found = statistics(_pixels(slide), xy[rows, ::-1] * scale, mpp=mpp / scale, windows_um=windows_um)
         if out is None:
             out, names = np.zeros((adata.n_obs, found.values.shape[1]), dtype=np.float32), list(found.names)
         out[rows], padded[rows] = found.values, found.padded
@@ -92,30 +94,11 @@ def colour_statistics(
     logger.info("Wrote adata.obsm[%r]: %d observations x %d, %.1f %% of the windows outside", key_added, *out.shape, 100 * padded.mean())  # type: ignore[union-attr]
 
 
-def _pixels(adata: "AnnData", library: str, image: Any, *, alone: bool) -> tuple[np.ndarray, float]:
-    """Return the pixels of a library's image, and pixels of it per full-resolution pixel."""
-    if isinstance(image, Mapping):
-        if library not in image:
-            raise KeyError(f"image has nothing for library {library!r} (found {sorted(image)}). {TODO}")
-        image = image[library]
-    elif image is not None and not alone:
-        raise ValueError(f"One image for several libraries; wanted one for each. {TODO}")
-    if image is not None:
-        return (_read(image) if isinstance(image, str | Path) else np.asarray(image)), 1.0
-    entry = adata.uns.get("spatial", {}).get(library, {})
-    path = Path(str(entry.get("metadata", {}).get("source_image_path", "")))
-    factors = entry.get("scalefactors", {})
-    if path.is_file() and "tissue_hires_scalef" in factors:
-        return _read(path), float(entry.get("metadata", {}).get("source_image_scale", 1.0))
-    if "hires" in entry.get("images", {}):
-        pixels = np.asarray(entry["images"]["hires"])
-        if pixels.dtype.kind == "f":
-            pixels = np.round(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
-        return pixels[..., :3], float(factors["tissue_hires_scalef"])
-    raise KeyError(f"adata.uns['spatial'][{library!r}] names no image file that exists and holds no 'hires' image. {TODO}")
-
-
-def _read(path: str | Path) -> np.ndarray:
-    from stimg.image.pixels import read_rgb
-
-    return read_rgb(Path(path))
+def _pixels(slide: Slide) -> np.ndarray:
+    """Return all pixels of the finest level."""
+    height, width, _ = slide.levels[0]
+    if height * width > LARGEST:
+        raise ValueError(
+            f"{slide.name} has {width} x {height} pixels (x, y); wanted at most {LARGEST:.0e}, which are read whole. Pass a reduced image as an array."
+        )
+    return slide.read(0, 0, 0, height, width)

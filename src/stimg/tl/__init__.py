@@ -5,8 +5,19 @@ from typing import TYPE_CHECKING
 from stimg._core.lazy import attach
 
 if TYPE_CHECKING:
+    from stimg.tl._align import align
     from stimg.tl._embed import embed
+    from stimg.tl._embed_image import embed_image
     from stimg.tl._impute_genes import impute_genes
+    from stimg.tl._predict_expression import predict_expression
+    from stimg.tl._retrieve import retrieve
 
-_WHERE = {"embed": "_embed", "impute_genes": "_impute_genes"}
+_WHERE = {
+    "align": "_align",
+    "embed": "_embed",
+    "embed_image": "_embed_image",
+    "impute_genes": "_impute_genes",
+    "predict_expression": "_predict_expression",
+    "retrieve": "_retrieve",
+}
 __getattr__, __dir__, __all__ = attach(__name__, _WHERE)

@@ -1,0 +1,5 @@
+"""The gene encoders that stimg can use."""
+
+from stimg.zoo.card import GENE
+
+__all__ = ["GENE"]
