@@ -76,6 +76,15 @@ class TestPixels:
             assert np.abs(item["image"].numpy().astype(int) - wanted).max() <= 1
         assert fields == {0, 1}
 
+    def test_memory_is_given_back(self, adata):
+        tiles = RandomTileDataset(adata, image=IMAGES, n_tiles=5)
+        before = [tiles[i] for i in range(5)]
+        tiles.release()
+        assert not tiles.in_memory
+        for i in range(5):
+            assert torch.equal(tiles[i]["centre"], before[i]["centre"])
+            assert torch.equal(tiles[i]["image"], before[i]["image"])  # the slide's own scale: the same pixels
+
     def test_beyond_the_slide_is_white(self):
         small = {k: v[:520, :520] for k, v in IMAGES.items()}
         adata = make(tile_um=80.0, image=small)

@@ -23,7 +23,7 @@ MPP = 4.0
 
 @functools.cache
 def made(technology="visium", outline=True, seed=1):
-    shape = (26, 24) if technology == "visium" else (16, 15)
+    shape = (21, 19) if technology == "visium" else (15, 14)
     return stimg.datasets.simulate(
         technology=technology, shape=shape, n_genes=150, n_donors=2, image=True, mpp=MPP,
         tissue=stimg.datasets.TissueOptions(outline=outline), rng=seed,
@@ -174,6 +174,7 @@ def test_an_image_whose_tissue_lies_elsewhere(slide):
     assert found["tissue"] == "fail"
 
 
+@pytest.mark.slow
 def test_exchanged_images_of_two_libraries():
     both = made().copy()
     a, b = (both.uns["spatial"][n]["images"] for n in ("D1S1", "D2S1"))
@@ -223,9 +224,9 @@ def test_alternatives_are_maps_between_the_given_and_the_true_placement():
         ("observations", "fail", "1 duplicated names in the table", lambda a: setattr(a, "obs_names", [a.obs_names[1], *a.obs_names[1:]])),
         ("observations", "fail", "1 observations have the coordinates", lambda a: a.obsm["spatial"].__setitem__(0, a.obsm["spatial"][1])),
         ("observations", "fail", "1 observations have the counts of another", lambda a: setattr(a, "X", sp.vstack([a.X[1], a.X[1:]]).tocsr())),
-        ("coordinates", "fail", "1 of 624 have NaN", lambda a: a.obsm["spatial"].__setitem__(0, np.nan)),
+        ("coordinates", "fail", "1 of 399 have NaN", lambda a: a.obsm["spatial"].__setitem__(0, np.nan)),
         ("depth", "fail", "nothing|median 0", lambda a: setattr(a, "X", a.X.multiply(np.arange(a.n_obs)[:, None] < 200).tocsr())),
-        ("depth", "warn", "1 of 624 observations without any count", lambda a: setattr(a, "X", a.X.multiply(np.arange(a.n_obs)[:, None] > 0).tocsr())),
+        ("depth", "warn", "1 of 399 observations without any count", lambda a: setattr(a, "X", a.X.multiply(np.arange(a.n_obs)[:, None] > 0).tocsr())),
         ("depth", "warn", "mitochondrial", lambda a: setattr(a, "var_names", [f"MT-{i}" if i < 100 else f"G{i}" for i in range(a.n_vars)])),
         ("array", "fail", "do not lie on the", lambda a: a.obs.__setitem__("array_row", a.obs["array_row"].to_numpy()[np.random.default_rng(0).permutation(a.n_obs)] // 2 * 2 + a.obs["array_row"] % 2)),
         ("extent", "fail", "observations lie outside the image", lambda a: moved(a, lambda p: p + np.array([2000.0, 0]))),
@@ -317,6 +318,7 @@ def test_one_image_for_two_libraries_and_no_library_are_refused():
 # ---- where the image comes from, and what is kept
 
 
+@pytest.mark.slow
 def test_a_full_image_a_file_and_the_reduced_one_say_the_same(slide, tmp_path):
     from PIL import Image
 
@@ -365,6 +367,7 @@ def test_nothing_but_the_record_changes(slide):
     assert set(slide.uns["stimg"]) == {"check_slide"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", [None, "axis swap", "flip"])
 def test_elements_of_spatialdata(mistake):
     from spatialdata.models import Image2DModel
@@ -404,6 +407,7 @@ def test_elements_of_spatialdata(mistake):
         pp.check_slide(sdata, image_key="none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("technology", ["xenium", "visium_hd"])
 def test_cells_and_bins_are_added_up_first(technology):
     adata = stimg.datasets.simulate(

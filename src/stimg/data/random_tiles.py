@@ -213,6 +213,10 @@ class RandomTileDataset(Dataset):
                 slide.close()  # what was decoded whole is not needed any more
         return out
 
+    def release(self) -> None:
+        """Give the memory of the reduced tissue back; tiles come from the slides after that, up to half a pixel from where they lay."""
+        self._pictures = None
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch whose tiles are read, for all processes that read this dataset."""
         self._epoch.fill_(validate.whole(epoch, "epoch", least=0))

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from stimg.model.image_mae import ImageMAE
     from stimg.model.mae_options import ImageMAEOptions
     from stimg.model.options import STMAEOptions
-    from stimg.model.slide_classifier import SlideClassifier
-    from stimg.model.slide_options import SlideClassifierOptions
     from stimg.model.stmae import STMAE
 
 _NAMES = {
@@ -24,7 +22,5 @@ _NAMES = {
     "ImageMAEOptions": "mae_options",
     "STMAE": "stmae",
     "STMAEOptions": "options",
-    "SlideClassifier": "slide_classifier",
-    "SlideClassifierOptions": "slide_options",
 }
 __getattr__, __dir__, __all__ = attach(__name__, _NAMES)

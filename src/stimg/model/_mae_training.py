@@ -122,21 +122,25 @@ def train(
         model.module.eval()
         model.train_indices_, model.validation_indices_, model.test_indices_ = data.train_idx, data.val_idx, np.empty(0, dtype=np.int64)
 
-    _fit.fit(
-        model,
-        data,
-        make_plan,
-        keep,
-        max_epochs=epochs,
-        steps=steps,
-        validated=val is not None,
-        early_stopping=early_stopping,
-        patience=patience,
-        seed=seed,
-        checkpoint_dir=checkpoint_dir,
-        record=record,
-        **kwargs,
-    )
+    try:
+        _fit.fit(
+            model,
+            data,
+            make_plan,
+            keep,
+            max_epochs=epochs,
+            steps=steps,
+            validated=val is not None,
+            early_stopping=early_stopping,
+            patience=patience,
+            seed=seed,
+            checkpoint_dir=checkpoint_dir,
+            record=record,
+            **kwargs,
+        )
+    finally:
+        for each in (tiles, *([] if val is None else [val])):
+            each.release()  # the trainer, and with it the model, holds on to them
     logger.info(
         "Trained on %.1f mm² of tissue of %d libraries, %d tiles an epoch; best epoch %d of %d",
         tiles.area_um2 / 1e6,
