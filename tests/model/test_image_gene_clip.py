@@ -138,7 +138,7 @@ def test_the_adversary_hides_batches(make_pairs, make_clip):
         means = np.stack([x[names == name].mean(0) for name in np.unique(names)])
         nearest = np.unique(names)[((x[:, None] - means) ** 2).sum(-1).argmin(1)]
         told[weight] = (nearest == names).mean()
-    assert told[3.0] < told[None] - 0.1
+    assert told[3.0] < told[None] - 0.05
 
 
 def test_embeddings_by_hand(aligned):

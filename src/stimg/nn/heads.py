@@ -88,7 +88,8 @@ class Head(nn.Module):
         if self.kind == "linear":
             return self.linear(self.drop(x))  # type: ignore[misc]
         if self.kind == "mlp":
-            return self.norm(self.layers(x))  # type: ignore[misc]
+            out = self.layers(x)  # type: ignore[misc]
+            return out if self.norm is None else self.norm(out)
         return self.linear(x) + self.layers(x)  # type: ignore[misc]
 
 

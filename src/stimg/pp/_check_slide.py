@@ -88,13 +88,14 @@ def check_slide(
     KeyError
         Where a slot, layer, library or image is missing that was asked for.
     TypeError, ValueError
-        For options and images that cannot be used. What is wrong with the data is told in the table, not raised.
+        For options and images that cannot be used, coordinates that are no (x, y), scale factors that are no positive numbers, and array indices that
+        are no whole numbers. All else that is wrong with the data is told in the table, not raised.
 
     Notes
     -----
     Geometry: depth and four principal components of log expression are regressed on the colour and contrast of the image under each observation. A
-    placement explains a part of their variance. About 2,500 others are tried: swapped, mirrored, turned, moved by up to eight steps, scaled, and scaled
-    by the factors of known mistakes. One that explains more by two standard errors (jackknife over 16 blocks) fails the slide; the concepts page
+    placement explains a part of their variance. About 3,400 others are tried: swapped, mirrored, turned, moved by up to eight steps, scaled, and scaled
+    by the factors of known mistakes. One that explains more by 1.75 standard errors (jackknife over 16 blocks) fails the slide. The concepts page
     "Slide doctor" says which mistakes this finds on which data, and which it cannot.
 
     Examples
