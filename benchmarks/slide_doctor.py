@@ -133,7 +133,7 @@ def sections(quick: bool) -> Iterator[tuple[str, str, ad.AnnData, dict[str, ad.A
         for technology, shape in (("visium", (40, 36)), ("st", (20, 19))):
             for outline in (True, False):
                 made = stimg.datasets.simulate(
-                    technology=technology, shape=shape, n_genes=300, n_donors=2, n_sections=2, image=True, mpp=1.0,
+                    technology=technology, shape=shape, n_genes=300, n_donors=2, n_sections=2, image=True, mpp=0.8,
                     tissue=TissueOptions(outline=outline), donors=DonorOptions(), rng=seed,
                 )  # fmt: skip
                 if technology == "st":  # nothing else states the pitch of a square array
@@ -196,7 +196,8 @@ def mistakes(adata: ad.AnnData, wrong: dict[str, ad.AnnData], seed: int) -> Iter
         yield f"coordinates x {factor}", moved(adata, lambda p, f=factor: p * f)
     for factor in (1.02, 1.1):
         yield f"stated µm per pixel x {factor}", with_entry(adata, scalefactors={**factors, "microns_per_pixel": mpp * factor})
-    yield "hires coordinates", moved(adata, lambda p: p * scale)
+    if abs(scale - 1) > 0.02:  # an image that was never reduced has no other coordinates
+        yield "hires coordinates", moved(adata, lambda p: p * scale)
     yield "µm taken for pixels", moved(adata, lambda p: p * mpp)
     for steps in (0.5, 1, 2, 4):
         angle = rng.uniform(0, 2 * np.pi)

@@ -165,8 +165,7 @@ def write(docs: Path) -> None:
     _update(docs / "generated" / "_outputs.md", outputs_page())
     _update(docs / "generated" / "_protocols.md", protocols_page())
     _update(docs / "generated" / "_methods.md", methods_page())
-    for kind in ("image", "gene"):
-        _update(docs / "generated" / f"_{kind}_encoders.md", encoders_page(kind))
+    _update(docs / "generated" / "_image_encoders.md", encoders_page("image"))
     from stimg.model import ImageMAEOptions, STMAEOptions
 
     _update(docs / "generated" / "_stmae_options.md", options_table(STMAEOptions))

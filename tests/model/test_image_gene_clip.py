@@ -126,19 +126,20 @@ def test_centring_by_hand(make_pairs, make_clip):
 
 
 def test_the_adversary_hides_batches(make_pairs, make_clip):
-    """How well a section is told by the nearest mean of embeddings, with and without."""
+    """How well a section is told by the nearest mean of embeddings, with and without; mean over three trainings, for one alone varies by .1."""
     adata = make_pairs(effect=1.0, sections=3, donors=3)
-    told = {}
-    for weight in (None, 3.0):
+    names = adata.obs["library_id"].to_numpy()
+    told = {None: [], 3.0: []}
+    for weight, found in told.items():
         changes = {} if weight is None else {"batch": "adversarial", "adversarial_weight": weight}
-        model = make_clip(adata, **changes)
-        model.train(**{**FIT, "validation": None, "max_epochs": 60})
-        x = model.get_image_embedding()
-        names = adata.obs["library_id"].to_numpy()
-        means = np.stack([x[names == name].mean(0) for name in np.unique(names)])
-        nearest = np.unique(names)[((x[:, None] - means) ** 2).sum(-1).argmin(1)]
-        told[weight] = (nearest == names).mean()
-    assert told[3.0] < told[None] - 0.05
+        for seed in range(3):
+            model = make_clip(adata, **changes)
+            model.train(**{**FIT, "validation": None, "max_epochs": 60, "rng": seed})
+            x = model.get_image_embedding()
+            means = np.stack([x[names == name].mean(0) for name in np.unique(names)])
+            nearest = np.unique(names)[((x[:, None] - means) ** 2).sum(-1).argmin(1)]
+            found.append((nearest == names).mean())
+    assert np.mean(told[3.0]) < np.mean(told[None]) - 0.1
 
 
 def test_embeddings_by_hand(aligned):

@@ -27,8 +27,10 @@ EMPTY_OFF_TISSUE = 0.8
 """Probability that an observation on tissue has more counts than one beside it, from which those beside it are background."""
 LEAST_CHANCE = 0.1
 """Share of the wrong placements that may explain as much as the one given."""
-FEW_FAR, MANY_BETTER = 9, 3
-"""Wrong placements that are too few for a share; kinds of placement that have to be better for the image to be doubted."""
+FEW_FAR = 9
+"""Wrong placements that are too few for a share."""
+MANY_BETTER = (3, 4)
+"""Kinds of placement that have to be better for the image to be doubted, and to be called wrong where many wrong placements explain as much."""
 _TODO = {
     "axis swap": "obsm['spatial'] must be (x, y), that is (column, row): exchange its columns.",
     "flip": "Mirror the coordinates, or load the image without mirroring it.",
@@ -209,13 +211,13 @@ def _section_row(placement: Placement, cause: Alternative | None, tissue: Row) -
     if tissue.status == "fail":
         todo = "No turn, flip, shift or scale that was tried helps: take the image of this section."
         return Row("section", "fail", f"{found}; {tissue.found}", wanted, todo)
-    unlike = placement.better >= MANY_BETTER
+    unlike = placement.better >= MANY_BETTER[0]
     if unlike:
         found += f"; {placement.better} of {len(KINDS)} kinds of wrong placement explain more"
     if placement.n_far >= FEW_FAR:
         found += f"; {placement.usual:.3f} on average by {placement.n_far} wrong placements, {percent(placement.chance)} of them as much"
         unlikely = placement.chance <= LEAST_CHANCE
-        if unlike and not unlikely:
+        if placement.better >= MANY_BETTER[1] and not unlikely:
             return Row("section", "fail", found, wanted, "Image and expression do not agree anywhere: take the image of this section.")
         if unlike or not unlikely:
             return Row("section", "warn", found, wanted, "Image and expression hardly agree: check that the image is of this section.")

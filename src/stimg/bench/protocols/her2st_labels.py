@@ -84,7 +84,8 @@ class LabelProbeProtocol(LabelProtocol):
         for name, (classes, chances) in zip(tests, answers, strict=True):
             truth = hidden.truth[name]
             scored = np.isin(truth, classes)
-            said, place = classes[chances.argmax(axis=1)], {"library": name, "donor": hidden.extra["donors"][name]}
+            first = (chances >= chances.max(axis=1, keepdims=True) - EQUAL).argmax(axis=1)
+            said, place = classes[first], {"library": name, "donor": hidden.extra["donors"][name]}
             common = pd.Series(y[inside]).value_counts(sort=False).sort_index().idxmax()
             found = classification(
                 truth[scored], said[scored].astype(object), probabilities=chances[scored], classes=classes.astype(object), commonest=common
@@ -127,6 +128,8 @@ def _by_region(truth: np.ndarray, said: np.ndarray, chances: np.ndarray, classes
     return pd.DataFrame({"region": here, "n": number, "auroc": auroc, "recall": recall, "precision": precision, "f1": f1})
 
 
+EQUAL = 1e-9
+"""Probabilities this near are equal, and the first of them in the order of the names is answered: the same as for the commonest training region."""
 NULLS = (
     "commonest region",
     "row and column",
