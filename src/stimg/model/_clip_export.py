@@ -60,8 +60,8 @@ def export(model: "ImageGeneCLIP", path: Path, kind: str, *, overwrite: bool) ->
     need_trained(model)
     validate.one_of(kind, FORMATS, "format")
     if kind == "onnx":
-        need("onnx", extra="export", purpose="to write ONNX files")
-        need("onnxscript", extra="export", purpose="to write ONNX files")
+        need("onnx", purpose="to write ONNX files")
+        need("onnxscript", purpose="to write ONNX files")
     side = ImageSide(model.module, model.options.normalise).eval().cpu()
     example = torch.zeros(2, model.facts["n_image"])
     if model.reads_tiles:

@@ -48,8 +48,8 @@ def register(
     ValueError
         Where the name is taken.
     """
-    base = need(f"{PACKAGE}.base", extra="lazyslide", purpose="to register a model with LazySlide")
-    registry = need(PACKAGE, extra="lazyslide", purpose="to register a model with LazySlide")
+    base = need(f"{PACKAGE}.base", purpose="to register a model with LazySlide")
+    registry = need(PACKAGE, purpose="to register a model with LazySlide")
     missing = [
         n for where, n in ((base, "FeaturePredictionModel"), (base, "ModelTask"), (registry, "MODEL_REGISTRY")) if not hasattr(where, n)
     ]
