@@ -148,7 +148,7 @@ class BagDataset(PairDataset):
 
     @property
     def groups(self) -> np.ndarray:
-        """Class of each slide, int64 (n,): ``sampling="balanced"`` takes as many of each."""
+        """Class of each slide, int64 (slides,), of which ``sampling="balanced"`` takes as many of each."""
         return self.labels
 
     def __getitem__(self, item: tuple[int, Sequence[int]]) -> dict[str, Tensor]:
