@@ -9,6 +9,7 @@ from stimg.zoo.card import GENE, IMAGE_LOADERS, POOLING, GeneCard, ImageCard
 
 PUBLISHED = {
     "efficientnet_lite0": (1280, 224, "Apache-2.0", True, False),
+    "efficientnet_lite0_stages": (896, 224, "Apache-2.0", True, False),
     "resnet50": (2048, 224, "BSD-3-Clause", True, False),
     "dinov2_small": (384, 224, "Apache-2.0", True, False),
     "dinov2_base": (768, 224, "Apache-2.0", True, False),
@@ -78,7 +79,7 @@ def test_table():
     assert set(images.index) == set(PUBLISHED)
     assert (images["kind"] == "image").all()
     free = stimg.zoo.list("image", commercial=True, gated=False)
-    assert sorted(free.index) == ["dinov2_base", "dinov2_small", "efficientnet_lite0", "resnet50"]
+    assert sorted(free.index) == ["dinov2_base", "dinov2_small", "efficientnet_lite0", "efficientnet_lite0_stages", "resnet50"]
     assert sorted(stimg.zoo.list("image", gated=True).index) == sorted(n for n, p in PUBLISHED.items() if p[4])
     assert not stimg.zoo.list("image", commercial=False)["commercial"].any()
     assert images.loc["virchow2", "n_features"] == 2560

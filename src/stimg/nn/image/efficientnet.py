@@ -20,6 +20,10 @@ MEAN, SCALE = 127.0, 128.0
 """An image goes in as (value - 127) / 128."""
 N_FEATURES, N_CLASSES = 1280, 1000
 STEM = 32
+KEPT = (3, 5, 8, 11, 15)
+"""Places in ``features`` after which :class:`StageStatistics` looks: the ends of stages 2 to 6, at 1/4, 1/8, 1/16, 1/16 and 1/32 of the image's side."""
+TINY = 1e-12
+"""Least variance: where a channel is constant, the slope of the square root is not infinite."""
 STAGES = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3), (6, 5, 2, 192, 4), (6, 3, 1, 320, 1))
 """Expansion, kernel, stride of the first block, channels, blocks."""
 
@@ -113,6 +117,42 @@ class EfficientNetLite0(nn.Module):
     def classify(self, x: Tensor) -> Tensor:
         """Return the classifier's values before softmax, (B, n_classes)."""
         return self.classifier(self(x))
+
+
+class StageStatistics(nn.Module):
+    """Mean and standard deviation of the outputs of stages 2 to 6 of EfficientNet-Lite0: texture, from grain to tissue, without the last layers.
+
+    Parameters
+    ----------
+    network
+        Whose weights are used; its last stage, last convolution and classifier are not.
+
+    Notes
+    -----
+    Widths are 24, 40, 80, 112 and 192, so 896 columns: mean then standard deviation (that of the pixels themselves, divisor n) of stage 2, then of
+    stage 3, and so on. The last layers of a network for photographs say which object is in the image; there is none in a tile of tissue.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stimg.nn.image import EfficientNetLite0, StageStatistics
+    >>> StageStatistics(EfficientNetLite0()).eval()(torch.zeros(2, 3, 64, 64)).shape
+    torch.Size([2, 896])
+    """
+
+    def __init__(self, network: EfficientNetLite0) -> None:
+        super().__init__()
+        self.features = network.features[: KEPT[-1] + 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, 896) of images (B, 3, H, W) as :func:`prepare` gives them."""
+        out = []
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in KEPT:
+                var, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+                out += [mean, var.clamp_min(TINY).sqrt()]
+        return torch.cat(out, dim=1)
 
 
 def prepare(images: Tensor) -> Tensor:

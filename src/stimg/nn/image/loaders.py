@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stimg._core.optional import need
 from stimg.nn.image._ctranspath import convert, with_stem
-from stimg.nn.image.efficientnet import EfficientNetLite0, load_installed, load_weights
+from stimg.nn.image.efficientnet import EfficientNetLite0, StageStatistics, load_installed, load_weights
 
 if TYPE_CHECKING:
     from stimg.zoo.card import ImageCard
@@ -51,11 +51,10 @@ def _local_only(offline: bool | None) -> bool:
 
 
 def _package(card: "ImageCard", path: Path | None, local_only: bool) -> nn.Module:
-    if path is None:
-        return load_installed()
-    network = EfficientNetLite0()
-    load_weights(network, read_weights(path))
-    return network
+    network = EfficientNetLite0() if path is not None else load_installed()
+    if path is not None:
+        load_weights(network, read_weights(path))
+    return StageStatistics(network) if card.extra.get("read") == "stages" else network
 
 
 def _timm(card: "ImageCard", path: Path | None, local_only: bool) -> nn.Module:
