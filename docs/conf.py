@@ -32,6 +32,7 @@ exclude_patterns = ["_build", "bench/figures.md", "generated/_*", "jupyter_execu
 suppress_warnings = ["toc.empty_glob", "mystnb.unknown_mime_type"]
 
 autosummary_generate = True
+templates_path = ["_templates"]  # shows what models and data modules inherit from bases of stimg, which have no page of their own
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the numpy docstrings say types with shapes and units
 autodoc_default_options = {"members": True, "show-inheritance": True}

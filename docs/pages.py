@@ -165,11 +165,14 @@ def write(docs: Path) -> None:
     _update(docs / "generated" / "_outputs.md", outputs_page())
     _update(docs / "generated" / "_protocols.md", protocols_page())
     _update(docs / "generated" / "_methods.md", methods_page())
-    _update(docs / "generated" / "_image_encoders.md", encoders_page("image"))
-    from stimg.model import ImageMAEOptions, STMAEOptions
+    for kind in ("image", "gene"):
+        _update(docs / "generated" / f"_{kind}_encoders.md", encoders_page(kind))
+    from stimg.model import ImageGeneCLIPOptions, ImageMAEOptions, SlideClassifierOptions, STMAEOptions
 
     _update(docs / "generated" / "_stmae_options.md", options_table(STMAEOptions))
     _update(docs / "generated" / "_image_mae_options.md", options_table(ImageMAEOptions))
+    _update(docs / "generated" / "_slide_classifier_options.md", options_table(SlideClassifierOptions))
+    _update(docs / "generated" / "_image_gene_clip_options.md", options_table(ImageGeneCLIPOptions))
     names = copy_tutorials(docs.parent / "tutorials", docs / "tutorials")
     listed = "\n".join(f"tutorials/{name}" for name in names)
     _update(docs / "generated" / "_tutorials.md", f"```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n")

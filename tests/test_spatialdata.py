@@ -61,6 +61,7 @@ CALLS = {
     "pp.set_mpp": lambda data, **k: checked(data, stimg.pp.set_mpp(data, pitch_um=200.0, **k), **k),
     "pp.spatial_context": lambda data, **k: stimg.pp.spatial_context(data, key="spatial", **k),
     "pp.read_embedding": lambda data, **k: read_embedding(data, **k),
+    "tl.embed_genes": lambda data, **k: stimg.tl.embed_genes(data, n_features=3, **k),
     "pl.raster": lambda data, **k: stimg.pl.raster(data, color="label", **k),
     "pl.check_slide": lambda data, **k: (stimg.pp.check_slide(data, **k), checked(data, stimg.pl.check_slide(data, **k).axes[0], **k))[1],
     "pl.crops": lambda data, **k: stimg.pl.crops(data, genes=gene(data), n=2, spec=stimg.image.CropSpec((3, 3)), **k),
@@ -175,7 +176,7 @@ def test_a_wrong_table_key_names_the_tables(slide, verb):
 
 def test_every_verb_on_tables_is_here():
     public = {f"{part}.{name}" for part in ("pp", "pl") for name in import_module(f"stimg.{part}").__all__}
-    assert public - OTHER == set(CALLS)
+    assert public - OTHER == {name for name in CALLS if not name.startswith("tl.")}
 
 
 def test_a_model_is_set_up_on_the_table(slide):

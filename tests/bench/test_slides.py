@@ -163,6 +163,43 @@ def test_p_values_of_answers_that_know_nothing_are_uniform():
     assert np.mean(np.array(found) <= 0.1) < 0.18
 
 
+def cross_validated(rng, n_folds, n=60, width=12):
+    """Slides without any effect, scored by the difference of the class means of the other folds."""
+    x, truth, fold = rng.normal(size=(n, width)), np.tile([0, 1], n // 2), np.repeat(np.arange(n_folds), n // n_folds)
+    score = np.zeros(n)
+    for f in range(n_folds):
+        own, rest = fold == f, fold != f
+        score[own] = x[own] @ (x[rest & (truth == 1)].mean(0) - x[rest & (truth == 0)].mean(0))
+    p = 1 / (1 + np.exp(-score))
+    return Slides(truth, np.column_stack([1 - p, p]), np.arange(n).astype(object), fold.astype(object))
+
+
+def test_without_an_effect_trainings_that_share_donors_find_none(monkeypatch):
+    rng = np.random.default_rng(0)
+    cohorts = [cross_validated(rng, 5) for _ in range(250)]
+    found = [scores(each, n=200) for each in cohorts]
+    p, low = (np.array([each[name] for each in found]) for name in ("p", "auroc_low"))
+    assert abs(np.mean([each["auroc"] for each in found]) - 0.5) < 0.03
+    assert np.mean(p <= 0.05) < 0.05 + 2 * np.sqrt(0.05 * 0.95 / 250)
+    assert np.mean(p <= 0.01) < 0.01 + 2 * np.sqrt(0.01 * 0.99 / 250)
+    assert np.mean(low > 0.5) < 0.05
+    assert np.mean(p <= 0.2) > 0.1  # a test that never finds anything would pass the rest
+    monkeypatch.setattr("stimg.bench.slide_scores.MUTUAL", 1.0)
+    assert np.mean([scores(each, n=200)["p"] <= 0.05 for each in cohorts]) > 0.07  # as said of the protocol
+
+
+def test_intervals_are_as_wide_as_the_scores_of_whole_new_cohorts():
+    rng = np.random.default_rng(1)
+    found = [scores(cross_validated(rng, 5), n=200) for _ in range(250)]
+    spread = np.std([each["auroc"] for each in found])
+    wide = np.mean([each["auroc_high"] - each["auroc_low"] for each in found]) / (2 * 1.96)
+    assert wide == pytest.approx(spread, rel=0.25)
+    one = cross_validated(rng, 5)
+    single = scores(Slides(one.truth, one.predicted, one.donor, np.zeros(60, dtype=object)), n=2000)
+    of_pairs = np.sqrt((60 + 1) / (12 * 30 * 30))  # standard deviation of an AUROC of chance: one test, nothing shared
+    assert single["auroc_high"] - single["auroc_low"] == pytest.approx(2 * 1.96 * of_pairs, rel=0.2)
+
+
 def test_averaged_tiles_are_scikit_learn_on_means():
     sections = load(cohort(20, n_features=3))
     task, _ = PROTOCOL.task(sections, PROTOCOL.folds(sections)[0])

@@ -11,6 +11,7 @@ import pytest
 
 import stimg
 from stimg._core import keys
+from stimg.model._slide_reading import SlideReading
 
 CONTAINERS = ("obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns")
 
@@ -86,6 +87,19 @@ class Aligned:
         return {"model": "Aligned"}
 
 
+class Classified:
+    """As much of a classifier of slides as a verb asks for."""
+
+    ledger = ()
+    predict_proba = get_contribution = None
+
+    def read_slides(self, adata):
+        return SlideReading(pd.DataFrame(), pd.DataFrame(), np.zeros(adata.n_obs), pd.DataFrame(index=adata.obs_names))
+
+    def identity(self, adata):
+        return {"model": "Classified"}
+
+
 VERBS = {
     "stimg.pp.select_genes": lambda adata: stimg.pp.select_genes(adata, rule="variance", n=10),
     "stimg.pp.spatial_blocks": blocks,
@@ -97,9 +111,11 @@ VERBS = {
     ),
     "stimg.pp.plan_tiles": lambda adata: stimg.pp.plan_tiles(adata, tile_um=112, mpp=4.0),
     "stimg.pp.read_embedding": lambda adata: read_embedding(adata),
+    "stimg.tl.embed_genes": lambda adata: stimg.tl.embed_genes(adata, n_features=3),
     "stimg.tl.predict_expression": lambda adata: stimg.tl.predict_expression(adata, reference=adata, features="spatial"),
     "stimg.tl.retrieve": lambda adata: stimg.tl.retrieve(adata, image_key="spatial", gene_key="spatial"),
     "stimg.tl.align": lambda adata: stimg.tl.align(adata, model=Aligned()),
+    "stimg.tl.classify_slides": lambda adata: stimg.tl.classify_slides(adata, model=Classified()),
     "stimg.pp.hold_out_blocks": lambda adata: (stimg.pp.spatial_blocks(adata, n_blocks=4), split(adata)),
     "stimg.pp.spatial_autocorr": lambda adata: [stimg.pp.spatial_autocorr(adata, mode=mode) for mode in ("moran", "geary")],
 }

@@ -111,3 +111,18 @@ def test_unlike_a_padded_softmax_nothing_is_masked(packed, attention):
 def test_an_unknown_pooling_is_refused():
     with pytest.raises(ValueError, match="pooling='max' is not known"):
         MILModule(4, 2, pooling="max")
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean"])
+def test_contributions_of_the_items_add_up_to_the_logits_of_their_bag(packed, pooling):
+    items, bag = packed
+    torch.manual_seed(3)
+    module = MILModule(5, 3, n_hidden=6, n_attention=4, pooling=pooling).eval()
+    found = module.contributions(items, bag, len(SIZES))
+    logits = module({"items": items, "bag": bag, "n_bags": torch.tensor(len(SIZES))})["logits"]
+    bias = module.classify[1].bias
+    for b in range(len(SIZES)):
+        total = sum(found[i] for i in range(len(items)) if bag[i] == b)
+        torch.testing.assert_close(total, (logits[b] - logits[b].mean()) - (bias - bias.mean()), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.sum(1), torch.zeros(len(items)), rtol=0, atol=1e-6)
+    assert found.std() > 0.01

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import stimg
-from stimg.pl._scores import png
+from stimg.pl.files import png
 
 ROLES = {"net": "model", "flat": "null", "depth": "audit", "colour": "rival"}
 DONORS = {"A": ["A1", "A2"], "B": ["B1"]}

@@ -201,7 +201,7 @@ def test_alternatives_are_maps_between_the_given_and_the_true_placement():
     best = found.best["shift"]
     np.testing.assert_allclose(best.transform.offset, [-1.5 * step, step])
     assert found.cause is best
-    assert found.n_far > 9
+    assert found.chance.structured
     np.testing.assert_allclose(best.transform(yx + off), yx)
 
 
@@ -442,9 +442,15 @@ def test_pooling_conserves_counts_and_averages_positions():
 def test_real_sections_do_not_fail_and_their_mistakes_do(mirror, read, section):
     adata = getattr(stimg.datasets, read)(section, image="hires")
     (library,) = adata.uns["spatial"]
+    if adata.n_obs > 2000:  # half of it is enough, and takes a quarter of the time
+        adata = adata[adata.obsm["spatial"][:, 0] < np.median(adata.obsm["spatial"][:, 0])].copy()
     good = status(adata.copy())
     assert "fail" not in good.values()
     assert not {c for c in GEOMETRY if good[c] == "warn"}
+    if adata.n_obs < 500:
+        upper = adata.obsm["spatial"][:, 1] < np.median(adata.obsm["spatial"][:, 1])
+        for half in (upper, ~upper):  # some 90 spots: weak evidence at most
+            assert "fail" not in status(adata[half].copy()).values()
     width = entry(adata, library)["images"]["hires"].shape[1] / entry(adata, library)["scalefactors"]["tissue_hires_scalef"]
     step = np.sort(np.hypot(*(adata.obsm["spatial"] - adata.obsm["spatial"][0]).T))[1]
     scale = entry(adata, library)["scalefactors"]["tissue_hires_scalef"]

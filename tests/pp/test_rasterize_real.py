@@ -2,32 +2,12 @@
 
 import json
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse as sp
+from _lattices import make, spec_of
 
 import stimg.pp as pp
-from stimg.image.spec import RasterSpec
-
-
-def make(xy, row=None, col=None, *, lib="A", factors=None, images=None, n_vars=3):
-    """An AnnData with positions, and array indices where given."""
-    xy = np.asarray(xy, dtype=float)
-    n = len(xy)
-    rng = np.random.default_rng(0)
-    adata = ad.AnnData(sp.csr_matrix(rng.poisson(2, (n, n_vars)).astype(np.float32)), obs=pd.DataFrame(index=[f"b{i}" for i in range(n)]))
-    adata.obsm["spatial"] = xy
-    if row is not None:
-        adata.obs["array_row"], adata.obs["array_col"] = np.asarray(row), np.asarray(col)
-    adata.obs["library_id"] = pd.Categorical([lib] * n)
-    adata.uns["spatial"] = {lib: {"images": images or {}, "scalefactors": factors or {}, "metadata": {}}}
-    return adata
-
-
-def spec_of(adata, lib="A"):
-    return RasterSpec.from_dict(adata.uns["stimg"]["raster"][lib])
 
 
 def swap(adata):

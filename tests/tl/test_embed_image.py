@@ -3,7 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -207,6 +209,46 @@ def test_a_trained_model_brings_its_record(planned):
         stimg.bench.check_leakage(adata, adata, test=np.arange(2))
 
 
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    """A section of 36 spots with its image in a file, an ImageMAE trained on it for an epoch, and the folder where that was saved."""
+    folder = tmp_path_factory.mktemp("mae")
+    row, col = np.divmod(np.arange(36), 6)
+    obs = pd.DataFrame({"library_id": pd.Categorical(["A"] * 36)}, index=[f"o{i}" for i in range(36)])
+    adata = ad.AnnData(np.ones((36, 2), dtype=np.float32), obs=obs)
+    adata.obsm["spatial"] = np.stack([col, row], axis=1) * 80.0 + 100.0
+    Image.fromarray(smooth(600, 620, 5)).save(folder / "A.png")
+    factors = {"scalefactors": {"microns_per_pixel": 0.5}, "metadata": {"source_image_path": str(folder / "A.png")}}
+    adata.uns["spatial"] = {"A": {"images": {}, **factors}}
+    stimg.pp.plan_tiles(adata, tile_um=16.0, mpp=1.0, fields=(1.0, 2.0))
+    stimg.model.ImageMAE.setup_anndata(adata)
+    model = stimg.model.ImageMAE(adata, size_px=16, patch=4, n_latent=16, n_layers=1, n_heads=2, n_decoder=8)
+    model.train(max_epochs=1, validation=None, tiles_per_epoch=64, enable_progress_bar=False)
+    model.save(folder / "model")
+    return adata, model, folder
+
+
+def test_an_image_mae_is_an_encoder(masked):
+    """The model, its encoder and the folder it was saved in give the embedding that the model itself gives, and what it has seen."""
+    adata, model, folder = masked
+    wanted = model.get_latent_representation(adata)
+    assert wanted.shape == (36, 2 * 32)
+    for options in ({"encoder": model}, {"encoder": model.get_image_encoder()}, {"encoder": "image_mae", "path": folder / "model"}):
+        found = adata.copy()
+        stimg.tl.embed_image(found, batch_size=7, **options)
+        np.testing.assert_allclose(found.obsm["X_image_mae"], wanted, rtol=1e-4, atol=1e-5)
+        record = found.uns["stimg"]["X_image_mae"]
+        assert (record["encoder"], record["mpp"], record["size_px"]) == ("image_mae", 1.0, 16)
+        with pytest.raises(stimg.bench.LeakageError, match="ImageMAE"):
+            stimg.bench.check_leakage(found, found, test=np.arange(5))
+    other = adata.copy()
+    stimg.pp.plan_tiles(other, tile_um=16.0, mpp=0.5)
+    with pytest.raises(ValueError, match=r"planned at 0.5 µm per pixel; .* expects 1 .*Run `stimg.pp.plan_tiles"):
+        stimg.tl.embed_image(other, encoder=model)
+    with pytest.raises(RuntimeError, match=r"The model is not trained. Run `model.train\(\)` first"):
+        stimg.tl.embed_image(adata.copy(), encoder=stimg.model.ImageMAE(adata))
+
+
 def test_a_plan_of_another_scale_or_size_names_the_call(planned):
     adata, image = planned
     adata = adata.copy()
@@ -264,3 +306,82 @@ def test_the_table_of_a_spatialdata_is_embedded_as_an_anndata(planned):
     np.testing.assert_array_equal(sdata.tables["cells"].obsm["X_small"], alone.obsm["X_small"])
     with pytest.raises(KeyError, match=r"sdata.tables\['table'\] is missing"):
         stimg.tl.embed_image(sdata, encoder=small_encoder(), image=image)
+
+
+def spots_on_an_image(adata, pixels, systems):
+    """A SpatialData whose image is an element alone, of two levels, in each of ``systems``; a second table is nobody's business."""
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel, ShapesModel, TableModel
+    from spatialdata.transformations import Identity
+
+    table = ad.AnnData(adata.X, obs=adata.obs.copy())
+    table.obs["region"], table.obs["instance"] = pd.Categorical(["spots"] * table.n_obs), np.arange(table.n_obs)
+    to = {name: Identity() for name in systems}
+    image = Image2DModel.parse(np.moveaxis(pixels, -1, 0), dims=("c", "y", "x"), scale_factors=[2], transformations=to)
+    spots = ShapesModel.parse(np.asarray(adata.obsm["spatial"]), geometry=0, radius=9.0, index=np.arange(table.n_obs), transformations=to)
+    parsed = TableModel.parse(table, region="spots", region_key="region", instance_key="instance")
+    return SpatialData(images={"he": image}, shapes={"spots": spots}, tables={"spots_table": parsed, "table": ad.AnnData(np.ones((1, 1)))})
+
+
+@pytest.mark.parametrize("systems", [("global",), ("one", "two")])
+@pytest.mark.parametrize("written", [False, True])
+def test_images_of_a_spatialdata_are_read(planned, tmp_path, systems, written):
+    """The image is nowhere but in ``sdata.images``; features are those of the same pixels given as arrays."""
+    from spatialdata import get_pyramid_levels, read_zarr
+
+    adata, image = planned
+    alone = adata[adata.obs["library_id"] == "D1S1"].copy()
+    sdata = spots_on_an_image(alone, image["D1S1"], systems)
+    own = {"table_key": "spots_table"}
+    stimg.pp.plan_tiles(sdata, tile_um=96.0, mpp=6.0, fields=(1.0, 2.0), image_mpp=4.0, coordinate_system=systems[0], **own)
+    if written:
+        sdata.write(tmp_path / "s.zarr")
+        sdata = read_zarr(tmp_path / "s.zarr")
+    pyramid = {"D1S1": [np.moveaxis(np.asarray(level), 0, -1) for level in get_pyramid_levels(sdata.images["he"])]}
+    stimg.pp.plan_tiles(alone, tile_um=96.0, mpp=6.0, fields=(1.0, 2.0), image=pyramid)
+    stimg.tl.embed_image(alone, encoder=small_encoder(), image=pyramid)
+    stimg.tl.embed_image(sdata, encoder=small_encoder(), num_workers=int(written), **own)
+    np.testing.assert_array_equal(sdata.tables["spots_table"].obsm["X_small"], alone.obsm["X_small"])
+    axes = stimg.pl.tiles(sdata, n=1, **own)
+    assert len(axes) == 2
+    with pytest.raises(KeyError, match=r"planned on sdata.images\['he'\], which is not here. Pass `image="):
+        stimg.tl.embed_image(sdata.tables["spots_table"], encoder=small_encoder())
+    del sdata.images["he"]
+    with pytest.raises(KeyError, match=r"planned on sdata.images\['he'\], which is not here. Pass `image="):
+        stimg.tl.embed_image(sdata, encoder=small_encoder(), **own)
+
+
+def test_a_grid_over_an_image_of_a_spatialdata_is_embedded():
+    """A slide without expression: squares of the image element, and the mean colour of each by hand."""
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel
+
+    pixels = smooth(128, 192, 3)
+    sdata = SpatialData(images={"he": Image2DModel.parse(np.moveaxis(pixels, -1, 0), dims=("c", "y", "x"))})
+    stimg.pp.plan_tiles(sdata, tile_um=32.0, mpp=2.0, around="grid", image_mpp=0.5)
+    colour = ImageEncoder(replace(small_encoder().card, n_features=3, mean=(0.0,) * 3, std=(1.0,) * 3), Colour()).eval()
+    stimg.tl.embed_image(sdata, encoder=colour, table_key="he_tiles")
+    squares = pixels.reshape(2, 64, 3, 64, 3).astype(float).mean(axis=(1, 3)).reshape(6, 3) / 255
+    np.testing.assert_allclose(sdata.tables["he_tiles"].obsm["X_small"], squares, atol=0.5 / 255)
+
+
+class Colour(nn.Module):
+    """The mean colour of a tile."""
+
+    def forward(self, x):
+        return x.mean(dim=(2, 3))
+
+
+def test_an_image_kept_in_the_table_is_read_through_a_spatialdata(planned):
+    """Planned on the table alone, embedded as part of a SpatialData."""
+    from spatialdata import SpatialData
+
+    adata, image = planned
+    table = adata[adata.obs["library_id"] == "D1S1"].copy()
+    entry = table.uns["spatial"]["D1S1"]
+    entry["images"], entry["scalefactors"]["tissue_hires_scalef"] = {"hires": image["D1S1"]}, 1.0
+    stimg.pp.plan_tiles(table, tile_um=96.0, mpp=6.0, fields=(1.0, 2.0))
+    sdata = SpatialData(tables={"cells": table.copy()})
+    stimg.tl.embed_image(table, encoder=small_encoder())
+    stimg.tl.embed_image(sdata, encoder=small_encoder(), table_key="cells")
+    np.testing.assert_array_equal(sdata.tables["cells"].obsm["X_small"], table.obsm["X_small"])

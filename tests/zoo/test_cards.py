@@ -26,6 +26,16 @@ PUBLISHED = {
     "image_mae": (None, None, "that of the data it was trained on", False, False),
 }
 """Width, side in pixels, licence, commercial use, gating, written down a second time from the model cards."""
+GENES = {
+    "pca": (None, "stimg", True, None),
+    "mlp": (None, "stimg", True, None),
+    "scvi": (None, "scvi-tools", True, None),
+    "drvi": (None, "drvi-py", True, None),
+    "stmae": (None, "stimg", True, None),
+    "nicheformer": (512, "stimg", False, 20310),
+    "scfoundation": (3072, "stimg", False, 19264),
+}
+"""Width, who fits or loads it, commercial use of code and weights, genes of the vocabulary."""
 
 
 def test_the_cards_are_those_of_the_model_cards():
@@ -91,6 +101,16 @@ def test_every_gene_card_is_in_the_table():
     table = stimg.zoo.list("gene")
     assert set(table.index) == set(GENE)
     assert (table["kind"] == "gene").all()
+    cards = {name: stimg.zoo.get(name) for name in table.index}
+    assert {n: (c.n_features, c.loader, c.commercial, c.n_genes) for n, c in cards.items()} == GENES
+    assert sorted(stimg.zoo.list("gene", commercial=True, gated=False).index) == ["drvi", "mlp", "pca", "scvi", "stmae"]
+    for name, card in cards.items():
+        assert card.name == name
+        assert any(word in card.citation for word in ("doi", "arXiv"))
+        assert any(str(year) in card.citation for year in (1901, *range(2015, 2027)))
+        assert card.fitted == (name not in ("nicheformer", "scfoundation"))
+        assert card.fitted or "Not run on the published weights here" in card.notes
+        assert not card.gated
 
 
 def test_an_unknown_name_is_answered_with_the_closest():

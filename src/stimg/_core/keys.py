@@ -100,6 +100,11 @@ SLOTS: tuple[Slot, ...] = (
         "stimg.pp.spatial_context",
         "float32 mean of obsm[key] over rings around the observation, n_obs x (rings x columns)",
     ),
+    Slot(
+        'obsm["X_genes_<encoder>"]',
+        "stimg.tl.embed_genes",
+        "float32 embedding of the expression of the observation, n_obs x width",
+    ),
     Slot('layers["stimg_<model>"]', "stimg.tl.impute_genes", "float32 log(1 + counts per 10,000) of the genes asked for, NaN elsewhere"),
     Slot(
         'layers["stimg_<head>"], layers["stimg_<head>_lower"], layers["stimg_<head>_upper"]',
@@ -132,6 +137,12 @@ SLOTS: tuple[Slot, ...] = (
         "float32 embeddings of image and expression in one space, n_obs x dim",
     ),
     Slot('obs["stimg_pair_score"]', "stimg.tl.align", "cosine of the two embeddings of the observation"),
+    Slot(
+        'obs["stimg_slide_attention"], obsm["stimg_slide_contribution"]',
+        "stimg.tl.classify_slides",
+        "float32 weight of the tile in its slide, summing to 1, and a float32 table of what it adds to each class, n_obs x classes",
+    ),
+    Slot(f'uns["{UNS}"]["stimg_slide"]["table"]', "stimg.tl.classify_slides", "probabilities, a table, slides x classes"),
     Slot(
         'tables["<model>_<table_key>"]',
         "stimg.tl.impute_genes on SpatialData",

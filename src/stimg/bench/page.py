@@ -116,7 +116,7 @@ def _protocol(d: Mapping[str, Any]) -> Html:
 def _standing(report: Report, light: Mapping[str, Any], strata: Sequence[str]) -> Html:
     """Return the headline figure of each stratum, with what it says beside it."""
     from stimg import pl
-    from stimg.pl._scores import png
+    from stimg.pl.files import png
 
     metric, subjects = report.data["metrics"][0], verdict.subjects(report)
     beside = bool(subjects) or len(strata) == 1
@@ -176,7 +176,7 @@ def _said(found: verdict.Verdict, *, first: bool) -> Html:
 def _genes(report: Report, light: Mapping[str, Any], strata: Sequence[str]) -> Html:
     """Return genes against their ceiling and against the best null or audit, for the best methods."""
     from stimg import pl
-    from stimg.pl._scores import png
+    from stimg.pl.files import png
 
     details, subjects = light["details"], verdict.subjects(report)
     if not {"gene", "r"} <= set(details):
@@ -256,7 +256,7 @@ def _gene_rows(found: pd.DataFrame, against: Sequence[str]) -> Html:
 def _cases(report: Report) -> Html:
     """Return the worst cases of the best methods as maps, the best ones beside them."""
     from stimg import pl
-    from stimg.pl._scores import png
+    from stimg.pl.files import png
 
     kept = {m["method"] for m in report.data["maps"]}
     stratum = next((s["stratum"] for s in report.data["summary"] if s["metric"] == report.headline), "")

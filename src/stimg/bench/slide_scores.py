@@ -11,6 +11,8 @@ from stimg._core.validate import whole
 
 N_DRAWS = 1000
 LEVEL = 0.95
+MUTUAL = 2**0.5
+"""By how much a standard deviation over test slides is too small where donors are trained on and tested in turn."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,13 @@ def scores(slides: Slides, within: np.ndarray | None = None, *, n: int = N_DRAWS
         (n_slides,), such as sites: only slides that agree are compared. None: all of a fold are.
     n
         Number of resamples and permutations.
+
+    Notes
+    -----
+    Resamples and permutations take the answers as given. Those of different folds are not independent (Nadeau and Bengio 2003, doi
+    10.1023/A:1024068626366): a chance likeness of two donors counts where the first is trained on and the second tested, and again the other way round.
+    Where both count the same, as for the difference of class means, the variance without an effect is twice that of independent answers. The spread of
+    both is therefore widened by the square root of 2 where there are several folds.
     """
     from sklearn.metrics import average_precision_score, recall_score
 
@@ -112,10 +121,11 @@ def scores(slides: Slides, within: np.ndarray | None = None, *, n: int = N_DRAWS
     donor = np.unique(slides.donor.astype(str), return_inverse=True)[1]
     k = int(donor.max()) + 1
     drawn = as_generator(0).multinomial(k, np.full(k, 1 / k), size=n)[:, donor]
-    low, high = np.quantile(
-        pairs.auroc(np.broadcast_to(truth, (n, len(truth))), drawn.astype(np.float64)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    )
-    null = pairs.auroc(permuted(truth, donor, cell, n))
+    wider = MUTUAL if fold.max() else 1.0
+    resampled = pairs.auroc(np.broadcast_to(truth, (n, len(truth))), drawn.astype(np.float64))
+    ends = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.clip(observed + wider * (ends - observed), 0, 1)
+    null = 0.5 + wider * (pairs.auroc(permuted(truth, donor, cell, n)) - 0.5)
     number = np.bincount(truth, minlength=slides.predicted.shape[1])
     rarest = int(max(range(len(number)), key=lambda c: (-number[c], c)))
     rank = np.empty(len(truth))

@@ -87,48 +87,48 @@ def predict(options: Namespace) -> int:
     for path in (each for each in (out, picture) if each is not None):
         if path.exists() and not options.overwrite:
             raise FileExistsError(f"{path} exists already. Choose another path, or pass --overwrite to replace it.")
-    with _quiet(), warnings.catch_warnings():
-        for told in TOLD:
-            warnings.filterwarnings("ignore", message=told)
-        _predict(options)
-    return 0
-
-
-def _predict(options: Namespace) -> None:
-    out, picture = options.out, options.picture
-    head = load_head(options.model)
-    recipe = recipe_of(head)
     with open_slide(options.slide, mpp=options.mpp) as slide:
         if slide.mpp is None:
             raise ValueError(
                 f"{options.slide} does not state how many µm a pixel measures, without which a tile has no size. Pass --mpp with µm per pixel of its finest "
                 "level: about 0.25 for a scan at 40x, 0.5 at 20x."
             )
-        genes, coverage = chosen_genes(head, options.genes, options.min_predictability), options.coverage or None
-        size = slide.levels[0]
-        say(f"slide      {size.width} x {size.height} px of {slide.mpp:.4g} µm (by {slide.mpp_source}), {len(slide.levels)} levels")
-        sdata, name = _tiles(slide, recipe, options)
-        table = sdata.tables[f"{name}_tiles"]
-        say(f"tiles      {table.n_obs:,} of {recipe.tile_um:g} µm at {recipe.mpp:g} µm per pixel")
-        _embed(table, recipe, options)
-        from stimg import tl
+        with _quiet(), warnings.catch_warnings():  # loads torch, which takes a while
+            for told in TOLD:
+                warnings.filterwarnings("ignore", message=told)
+            _predict(slide, options)
+    return 0
 
-        tl.predict_expression(
-            sdata,
-            model=head,
-            genes=genes,
-            coverage=coverage,
-            table_key=f"{name}_tiles",
-            library_key=keys.LIBRARY,
-            key_added=f"{name}_genes",
-        )
-        say(f"genes      {len(genes):,} predicted by {head.identity()['head']}")
-        if not options.no_image:
-            sdata.images[name] = image_element(slide, options.image_mpp)
-        with replacing(out, overwrite=options.overwrite) as temporary:
-            sdata.write(temporary)
-            if picture is not None:
-                _picture(sdata.tables[f"{name}_genes"], picture, overwrite=options.overwrite)
+
+def _predict(slide: Slide, options: Namespace) -> None:
+    out, picture = options.out, options.picture
+    head = load_head(options.model)
+    recipe = recipe_of(head)
+    genes, coverage = chosen_genes(head, options.genes, options.min_predictability), options.coverage or None
+    size = slide.levels[0]
+    say(f"slide      {size.width} x {size.height} px of {slide.mpp:.4g} µm (by {slide.mpp_source}), {len(slide.levels)} levels")
+    sdata, name = _tiles(slide, recipe, options)
+    table = sdata.tables[f"{name}_tiles"]
+    say(f"tiles      {table.n_obs:,} of {recipe.tile_um:g} µm at {recipe.mpp:g} µm per pixel")
+    _embed(table, recipe, options)
+    from stimg import tl
+
+    tl.predict_expression(
+        sdata,
+        model=head,
+        genes=genes,
+        coverage=coverage,
+        table_key=f"{name}_tiles",
+        library_key=keys.LIBRARY,
+        key_added=f"{name}_genes",
+    )
+    say(f"genes      {len(genes):,} predicted by {head.identity()['head']}")
+    if not options.no_image:
+        sdata.images[name] = image_element(slide, options.image_mpp)
+    with replacing(out, overwrite=options.overwrite) as temporary:
+        sdata.write(temporary)
+        if picture is not None:
+            _picture(sdata.tables[f"{name}_genes"], picture, overwrite=options.overwrite)
     say(f"\nWritten to {out.resolve()}" + (f"; look at {picture.resolve()}" if picture is not None else ""))
 
 

@@ -7,11 +7,11 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from torch.utils.data.distributed import DistributedSampler
 
 from stimg._core import rng as _rng
 from stimg.data.augment import hex_symmetries, square_symmetries, window_points
 from stimg.data.channels import CropView, channel_rules, pack, pack_spots
+from stimg.data.epochs import EpochSampler
 from stimg.data.library import Library
 from stimg.image.buffers import Workspace
 from stimg.image.spec import CropSpec
@@ -334,35 +334,27 @@ class CropDataset(Dataset):
         return self.reader.read([self._window(item) for item in items])
 
 
-class CropSampler(DistributedSampler):
+class CropSampler(EpochSampler):
     """The order of a :class:`CropDataset` for one rank: a new permutation every epoch, from (seed, epoch).
 
     Rank ``r`` of ``n`` takes crops ``r, r + n, ...`` of the sequence that one rank would see. Where ``n`` does not divide the number of
     crops, the sequence is made longer by crops of its own (indices from ``dataset.n_all`` on), so nothing is dropped and nothing comes twice.
 
-    Being a ``DistributedSampler`` keeps Lightning from wrapping it in another one; Lightning calls ``set_epoch`` at the start of every epoch.
-
     Parameters
     ----------
     dataset
         The crops.
-    num_replicas, rank
-        Number of ranks, and which one this is.
-    fixed
-        Whether every epoch is epoch 0: for validation.
+    num_replicas, rank, fixed
+        As for :class:`stimg.data.epochs.EpochSampler`.
     """
 
     dataset: CropDataset
 
     def __init__(self, dataset: CropDataset, *, num_replicas: int = 1, rank: int = 0, fixed: bool = False) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=not fixed, seed=dataset.seed, drop_last=False)
-        self.fixed = fixed
-
-    def __len__(self) -> int:
-        return -(-len(self.dataset) // self.num_replicas)
+        super().__init__(dataset, seed=dataset.seed, num_replicas=num_replicas, rank=rank, fixed=fixed)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
-        epoch = 0 if self.fixed else int(self.epoch)
+        epoch = self.current
         order = _rng.derive(self.dataset.seed, epoch).permutation(self.dataset.n_all)[: len(self.dataset)]
         added = np.arange(len(self) * self.num_replicas - len(order)) + self.dataset.n_all
         for index in np.concatenate([order, added])[self.rank :: self.num_replicas].tolist():

@@ -1,108 +1,27 @@
 """The manifest of a split: which sections or blocks are on which side, and what they held, as plain JSON that belongs in git."""
 
-import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from stimg._core import hashing, keys, validate
 from stimg._core.files import replacing
-from stimg.data.slots import library_rows
+from stimg.data import manifest_table
+from stimg.data.manifest_parts import LEVELS, PARTS, Division, ManifestSection, unknown_names
+from stimg.data.manifest_table import Masks
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+__all__ = ["Division", "ManifestSection", "Masks", "SplitManifest"]
+
 FORMAT, VERSION = "stimg split manifest", 1
-LEVELS = ("donor", "section", "block")
-PARTS = ("train", "validation", "test", "buffer")
-OWN_GROUP = "declared own group"
-"""Source of the donor of a section whose donor is not known and that was declared to be a group of its own."""
-_TODO = "Name the section of every observation, or pass `library_key=`."
-
-
-@dataclass(frozen=True)
-class ManifestSection:
-    """One section as the split saw it.
-
-    Parameters
-    ----------
-    library
-        Its name.
-    donor
-        Its donor; None where it is not known.
-    donor_source
-        The column of ``obs`` that named the donor, or ``"declared own group"``.
-    n_obs
-        Number of observations; None, like the hashes, where the manifest was written without the data.
-    contents
-        Hash of the counts and of the names of the genes, whatever the order of observations and genes.
-    names
-        Hash of the names of the observations, whatever their order.
-    blocks
-        For splits within sections: names of the observations of each block.
-    """
-
-    library: str
-    donor: str | None = None
-    donor_source: str = ""
-    n_obs: int | None = None
-    contents: str | None = None
-    names: str | None = None
-    blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-class Division(NamedTuple):
-    """One division: names of the sections (of the blocks, for splits within sections) of each part, and the observations of the buffer by library."""
-
-    name: str
-    train: tuple[str, ...]
-    validation: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
-    buffer: Mapping[str, tuple[str, ...]] = {}
-
-
-class Masks(NamedTuple):
-    """One division of the observations of an AnnData: bool (n_obs,) masks, of which exactly one is True for each observation."""
-
-    name: str
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-    buffer: np.ndarray
-
-
-def _pieces(name: str, known: Iterable[str]) -> list[str]:
-    """Return the known names that ``name`` is made of when they are written one after the other; none where it is not."""
-    for first in (k for k in known if k and name.startswith(k)):
-        rest = name[len(first) :]
-        after = _pieces(rest, known) if rest else []
-        if not rest or after:
-            return [first, *after]
-    return []
-
-
-def unknown_names(wanted: Iterable[str], known: Iterable[str], argument: str, what: str) -> None:
-    """Raise a ValueError that lists the names that are not known, and says where a comma may be missing."""
-    known = sorted(known)
-    unknown = sorted(set(wanted) - set(known))
-    if not unknown:
-        return
-    hints = ""
-    for name in unknown:
-        pieces, close = _pieces(name, known), difflib.get_close_matches(name, known, n=1)
-        if pieces:
-            hints += f" {name!r} is {' and '.join(repr(p) for p in pieces)} written together: is a comma missing?"
-        elif close:
-            hints += f" Did you mean {close[0]!r} for {name!r}?"
-    shown = ", ".join(repr(name) for name in known[:40]) + (", ..." if len(known) > 40 else "")
-    raise ValueError(f"{argument} names {len(unknown)} unknown {what}s: {unknown}.{hints} Known are [{shown}].")
 
 
 def _digest(values: Mapping[str, Any]) -> str:
@@ -181,7 +100,7 @@ class SplitManifest:
             raise ValueError(f"{twice} are tested in several folds; wanted each in one.")
 
     def _check_division(self, division: Division) -> None:
-        known = list(self._units())
+        known = list(self.units())
         what, where = ("block" if self.level == "block" else "section"), f"Division {division.name!r}"
         part_of: dict[str, str] = {}
         for part in PARTS[:3]:
@@ -212,7 +131,7 @@ class SplitManifest:
         if division.buffer and self.level != "block":
             raise ValueError(f"{where} has a buffer; there is one at level 'block' alone.")
 
-    def _units(self) -> dict[str, str]:
+    def units(self) -> dict[str, str]:
         """Return what is divided, sections or blocks, with the library of each."""
         if self.level != "block":
             return {s.library: s.library for s in self.sections}
@@ -227,7 +146,7 @@ class SplitManifest:
     def shared_donors(self) -> tuple[str, ...]:
         """Donors with sections or blocks in several parts of a division."""
         donor_of = {s.library: s.donor for s in self.sections}
-        units, shared = self._units(), set()
+        units, shared = self.units(), set()
         for division in self.divisions:
             sides = [{donor_of[units[u]] for u in getattr(division, part)} for part in PARTS[:3]]
             shared |= (sides[0] & sides[1]) | (sides[0] & sides[2]) | (sides[1] & sides[2])
@@ -378,113 +297,19 @@ class SplitManifest:
             For sections that are missing or that the manifest does not list, and for a section that changed: other counts, genes,
             observations or donor.
         """
-        rows = library_rows(validate.obs(adata, library_key, todo=_TODO))
-        unknown_names(rows, self.libraries, f"adata.obs[{library_key!r}]", "section")
-        missing = [name for name in self.libraries if name not in rows]
-        if missing and strict:
-            raise ValueError(
-                f"{len(missing)} of the {len(self.libraries)} sections of the manifest are not in adata: {missing}. Add them, or pass "
-                "`strict=False` to work with those that are there."
-            )
-        found = {s.library: s for s in describe(adata, donors={}, layer=layer, library_key=library_key)}
-        donor = adata.obs[donor_key] if donor_key in adata.obs else None
-        not_compared = []
-        for wanted in (s for s in self.sections if s.library in rows):
-            own = found[wanted.library]
-            if wanted.contents is None:
-                not_compared.append(wanted.library)
-            elif own.contents != wanted.contents:
-                raise ValueError(
-                    f"Section {wanted.library!r} is not the one of the manifest: {own.n_obs} observations with contents {own.contents}; wanted "
-                    f"{wanted.n_obs} with {wanted.contents}. Observations, genes or counts have changed: pass raw counts (`layer=`) of all "
-                    "of them, or make the split again."
-                )
-            if wanted.names is not None and own.names != wanted.names and (strict or self.level == "block"):
-                raise ValueError(
-                    f"Section {wanted.library!r} has the counts of the manifest, and other names of observations. Give them their old names"
-                    + (", or make the split again." if self.level == "block" else ", or pass `strict=False`.")
-                )
-            if donor is not None and wanted.donor is not None and wanted.donor_source != OWN_GROUP:
-                donors = sorted(donor.iloc[rows[wanted.library]].dropna().astype(str).unique())
-                if donors and donors != [wanted.donor]:
-                    raise ValueError(
-                        f"Section {wanted.library!r} has the donor {donors}, in the manifest {wanted.donor!r}. Correct adata.obs[{donor_key!r}], or "
-                        "make the split again."
-                    )
-        return tuple(not_compared)
+        return manifest_table.check(self, adata, strict=strict, layer=layer, library_key=library_key, donor_key=donor_key)
 
     def masks(self, adata: "AnnData", *, library_key: str = keys.LIBRARY) -> Iterator[Masks]:
         """Yield each division as masks over the observations of ``adata``; a ValueError for sections or observations that it does not list.
 
         Names decide: :meth:`check` says whether the sections are still what they were.
         """
-        column = validate.obs(adata, library_key, todo=_TODO).astype(str)
-        rows = library_rows(column)
-        unknown_names(rows, self.libraries, f"adata.obs[{library_key!r}]", "section")
-        units = {unit: i for i, unit in enumerate(self._units())}
-        unit_of = np.full(adata.n_obs, -1, dtype=np.int64)
-        for section in self.sections:
-            here = rows.get(section.library, np.zeros(0, dtype=np.int64))
-            if self.level != "block":
-                unit_of[here] = units[section.library]
-                continue
-            where = {name: units[block] for block, names in section.blocks.items() for name in names}
-            unit_of[here] = [where.get(name, -1) for name in adata.obs_names[here].astype(str)]
-            lost = here[unit_of[here] < 0]
-            if len(lost):
-                raise ValueError(
-                    f"{len(lost)} observations of section {section.library!r} are in no block of the manifest, the first is "
-                    f"{adata.obs_names[lost[0]]!r}. Give them their old names, or make the split again."
-                )
-        for division in self.divisions:
-            train, validation, test = (np.isin(unit_of, [units[u] for u in getattr(division, part)]) for part in PARTS[:3])
-            buffer = np.zeros(adata.n_obs, dtype=bool)
-            for library, names in division.buffer.items():
-                here = rows.get(library, np.zeros(0, dtype=np.int64))
-                buffer[here] = adata.obs_names[here].astype(str).isin(names)
-            yield Masks(division.name, train & ~buffer, validation & ~buffer, test & ~buffer, buffer)
+        return manifest_table.masks(self, adata, library_key=library_key)
 
     def apply(self, adata: "AnnData", *, library_key: str = keys.LIBRARY) -> pd.Series:
         """Return the part of each observation, categorical; of folds the number of the fold in which it is tested, int32, -1 for none."""
-        masks = list(self.masks(adata, library_key=library_key))
-        if self.folded:
-            fold = np.full(adata.n_obs, -1, dtype=np.int32)
-            for i, each in enumerate(masks):
-                fold[each.test] = i
-            return pd.Series(fold, index=adata.obs_names)
-        codes = np.select([getattr(masks[0], part) for part in PARTS], np.arange(len(PARTS)))
-        return pd.Series(pd.Categorical.from_codes(codes, categories=list(PARTS)), index=adata.obs_names)
+        return manifest_table.apply(self, adata, library_key=library_key)
 
     def folds(self) -> Iterator[Division]:
         """Yield each division: its name, and the sections (blocks) to train on, to validate on and to test."""
         yield from self.divisions
-
-
-def describe(
-    adata: "AnnData",
-    *,
-    donors: Mapping[str, tuple[str | None, str]],
-    blocks: np.ndarray | None = None,
-    layer: str | None = None,
-    library_key: str = keys.LIBRARY,
-) -> list[ManifestSection]:
-    """Return the sections of ``adata`` as a manifest lists them.
-
-    ``donors`` gives the donor of each library and its source; ``blocks`` (n_obs,) the block of each observation, for splits within sections.
-    """
-    hashes = hashing.of_observations(validate.finite_matrix(adata, layer), adata.var_names)
-    genes = hashing.of_strings(adata.var_names, ordered=False)
-    names = adata.obs_names.astype(str).to_numpy()
-    sections = []
-    for library, rows in library_rows(validate.obs(adata, library_key, todo=_TODO)).items():
-        own: dict[str, tuple[str, ...]] = {}
-        if blocks is not None:
-            validate.unique_names(
-                pd.Index(names[rows]), f"observations in section {library!r}", todo="Run `adata.obs_names_make_unique()`."
-            )
-            for block, members in library_rows(pd.Series(blocks[rows])).items():
-                own[block] = tuple(sorted(names[rows[members]]))
-        what = hashing.of_strings([hashing.of_array(np.sort(hashes[rows])), genes])
-        donor, source = donors.get(library, (None, ""))
-        sections.append(ManifestSection(library, donor, source, len(rows), what, hashing.of_strings(names[rows], ordered=False), own))
-    return sections

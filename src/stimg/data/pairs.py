@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import Dataset
 
 from stimg._core import rng as _rng
 from stimg._core import validate
+from stimg.data.epochs import EpochDataModule, EpochSampler
 
 SAMPLING = ("mixed", "balanced", "within")
 
@@ -122,7 +121,7 @@ class _Stream:
         return taken
 
 
-class PairSampler(DistributedSampler):
+class PairSampler(EpochSampler):
     """Items of a :class:`PairDataset` for one rank: new mini-batches every epoch, from (seed, epoch) alone.
 
     All ranks draw the same mini-batches of ``batch_size * num_replicas`` pairs, and rank r takes each r-th pair, so that every rank has as many
@@ -137,30 +136,16 @@ class PairSampler(DistributedSampler):
         Most pairs of a mini-batch, on each rank.
     sampling
         As for :func:`mini_batches`.
-    seed
-        Where all chance comes from.
-    num_replicas, rank
-        Number of ranks, and which one this is.
-    fixed
-        Whether every epoch is epoch 0: for validation.
+    seed, **options
+        ``seed``, ``num_replicas``, ``rank`` and ``fixed``, as for :class:`stimg.data.epochs.EpochSampler`.
     """
 
     dataset: PairDataset
 
-    def __init__(
-        self,
-        dataset: PairDataset,
-        batch_size: int,
-        *,
-        sampling: str = "mixed",
-        seed: int = 0,
-        num_replicas: int = 1,
-        rank: int = 0,
-        fixed: bool = False,
-    ) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=not fixed, seed=seed, drop_last=False)
+    def __init__(self, dataset: PairDataset, batch_size: int, *, sampling: str = "mixed", seed: int = 0, **options: Any) -> None:
+        super().__init__(dataset, seed=seed, **options)
         validate.one_of(sampling, SAMPLING, "sampling")
-        self.batch_size, self.sampling, self.fixed = validate.whole(batch_size, "batch_size"), sampling, fixed
+        self.batch_size, self.sampling = validate.whole(batch_size, "batch_size"), sampling
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         n = self.num_replicas
@@ -171,12 +156,12 @@ class PairSampler(DistributedSampler):
         return len(self._epoch(0))  # the number of mini-batches, of any epoch
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:  # type: ignore[override]
-        epoch = 0 if self.fixed else int(self.epoch)
+        epoch = self.current
         for part in self._epoch(epoch):
             yield epoch, part.tolist()
 
 
-class PairDataModule(LightningDataModule):
+class PairDataModule(EpochDataModule):
     """Training and validation pairs, in the form that ``train(datamodule=...)`` of scvi-tools takes.
 
     Parameters
@@ -185,12 +170,9 @@ class PairDataModule(LightningDataModule):
         The pairs; ``val`` None for no validation. Every rank reads all validation pairs, in the same mini-batches every time.
     batch_size, sampling, seed
         As for :class:`PairSampler`. Validation pairs come in mini-batches of one group where training pairs do, and mixed otherwise.
-    num_workers
-        Processes that read tiles. Batches do not depend on it; arrays in memory need none.
-    multiprocessing_context
-        ``"fork"``, ``"spawn"`` or ``"forkserver"``; None for the default of the platform.
-    pin_memory
-        Whether batches are put into page-locked memory, for a faster way to the GPU.
+    **loading
+        ``num_workers``, ``multiprocessing_context`` and ``pin_memory``, as for :class:`stimg.data.epochs.EpochDataModule`. Arrays in memory need
+        no processes.
     """
 
     def __init__(
@@ -201,60 +183,18 @@ class PairDataModule(LightningDataModule):
         batch_size: int = 256,
         sampling: str = "mixed",
         seed: int = 0,
-        num_workers: int = 0,
-        multiprocessing_context: str | None = None,
-        pin_memory: bool = False,
+        **loading: Any,
     ) -> None:
-        super().__init__()
-        self.train_dataset, self.val_dataset = train, val
-        self.batch_size, self.sampling, self.seed = batch_size, sampling, _rng.as_seed(seed)
-        self.num_workers, self.multiprocessing_context, self.pin_memory = num_workers, multiprocessing_context, pin_memory
-        self.train_idx = train.rows
-        self.val_idx = np.empty(0, dtype=np.int64) if val is None else val.rows
-        self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
-        self.n_obs = self.n_train + self.n_val
-        self._epoch = 0
-        self._sampler: PairSampler | None = None
+        val_idx = None if val is None else val.rows
+        super().__init__(train, val, train_idx=train.rows, val_idx=val_idx, seed=_rng.as_seed(seed), batch_size=batch_size, **loading)
+        self.sampling = sampling
 
-    def _loader(self, dataset: PairDataset, sampler: PairSampler) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            multiprocessing_context=self.multiprocessing_context if self.num_workers else None,
-            pin_memory=self.pin_memory,
-        )
-
-    def train_dataloader(self) -> DataLoader:
-        """Return the loader of training pairs; ``loader.sampler.set_epoch`` chooses the epoch (Lightning calls it)."""
-        ranks, rank = 1, 0
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-        sampler = PairSampler(self.train_dataset, self.batch_size, sampling=self.sampling, seed=self.seed, num_replicas=ranks, rank=rank)
-        sampler.set_epoch(self._epoch)
-        self._sampler = sampler
-        return self._loader(self.train_dataset, sampler)
-
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Return the loader of validation pairs, the same every time; an empty list, as Lightning has it, without any."""
-        if self.val_dataset is None:
-            return []
+    def _make_sampler(self, *, fixed: bool, num_replicas: int, rank: int) -> PairSampler:
+        if not fixed:
+            ranks = {"num_replicas": num_replicas, "rank": rank}
+            return PairSampler(self.train_dataset, self.batch_size, sampling=self.sampling, seed=self.seed, **ranks)
         sampling = "within" if self.sampling == "within" else "mixed"
-        sampler = PairSampler(self.val_dataset, self.batch_size, sampling=sampling, seed=self.seed, fixed=True)
-        return self._loader(self.val_dataset, sampler)
+        return PairSampler(self.val_dataset, self.batch_size, sampling=sampling, seed=self.seed, fixed=True)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the epoch whose pairs were last read, and the seed that goes with it."""
-        return {"epoch": self._epoch if self._sampler is None else int(self._sampler.epoch), "seed": self.seed}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to the epoch of ``state_dict``; a state of another seed is a ValueError, because its mini-batches were others."""
-        if int(state_dict["seed"]) != self.seed:
-            raise ValueError(
-                f"The checkpoint was made with seed={state_dict['seed']}, this data module with {self.seed}. Pass the same seed."
-            )
-        self._epoch = int(state_dict["epoch"])
-        if self._sampler is not None:
-            self._sampler.set_epoch(self._epoch)
+    def _batching(self, sampler: EpochSampler) -> dict[str, Any]:
+        return {"batch_size": None}  # an item of the sampler is a whole batch

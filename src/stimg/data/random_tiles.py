@@ -160,7 +160,8 @@ class RandomTileDataset(Dataset):
         wanted = max(1, round(coverage * self.area_um2 / self._smallest_um**2)) if n_tiles is None else n_tiles
         self.n_tiles = validate.whole(wanted, "n_tiles")
         library_key = str(adata.uns[keys.UNS][key]["library_key"])
-        self._slides = [plan_slide(data, plan, name, slides=slides, image=image, library_key=library_key) for name in found]
+        own: dict[str, Any] = {"slides": slides, "image": image, "library_key": library_key, "table_key": table_key}
+        self._slides = [plan_slide(data, plan, name, **own) for name in found]
         self._pictures = self._reduced(in_memory, own=slides is None)
 
     @property

@@ -45,7 +45,7 @@ def element_slide(
     element = sdata.images[name]
     system = coordinate_system or image_system(element, library, name)
     unit = pixel_side(image_affine(element, system, name), name, system)
-    slide = Slide(array_source(levels(element), name=f"sdata.images[{name!r}]"))
+    slide = bare_slide(sdata, name)
     stated = micron_systems(element, library, name)
     if table is not None and library is not None:
         rows = table.obs[library_key].astype(str).to_numpy() == library if library_key in table.obs else np.ones(table.n_obs, dtype=bool)
@@ -53,6 +53,11 @@ def element_slide(
         said = table_mpp(table, library, own / unit, raster=False)
         stated = said if SETTLED in said else {**stated, **_by_raster(table, library, element, name), **said}
     return with_table_mpp(slide, stated, library or name, mpp), 1 / unit
+
+
+def bare_slide(sdata: Any, name: str) -> Slide:
+    """Return the slide of an image element without its place and scale."""
+    return Slide(array_source(levels(sdata.images[name]), name=f"sdata.images[{name!r}]"))
 
 
 def _shape_unit(sdata: Any, table: Any, rows: np.ndarray, system: str) -> float:

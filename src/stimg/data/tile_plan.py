@@ -10,7 +10,7 @@ import numpy as np
 from stimg._core import keys, validate
 from stimg.data.slides import slide_of
 from stimg.data.slots import library_rows
-from stimg.data.tables import is_spatialdata
+from stimg.data.tables import is_spatialdata, table_of
 from stimg.image.slide import Slide, open_slide
 from stimg.image.spec import TileSpec
 
@@ -100,6 +100,7 @@ def plan_slide(
     slides: Mapping[str, Slide] | None = None,
     image: Any = None,
     library_key: str = keys.LIBRARY,
+    table_key: str = "table",
 ) -> Slide:
     """Return the slide on which the tiles of a library were planned, opened again.
 
@@ -115,6 +116,8 @@ def plan_slide(
         As for :func:`stimg.data.slide_of`. None: the path, the image element or the image in ``uns`` that was planned on.
     library_key
         Column of ``obs`` with the library.
+    table_key
+        Table of a SpatialData.
 
     Raises
     ------
@@ -123,7 +126,7 @@ def plan_slide(
     ValueError
         Where it is not the image of the plan, or has changed since.
     """
-    known = plan.slides[library]
+    known, adata = plan.slides[library], table_of(data, table_key)
     mpp, path, image_key = float(known["mpp"]), Path(str(known["path"])), str(known["image_key"])
     if slides is not None:
         if library not in slides:
@@ -132,15 +135,17 @@ def plan_slide(
     elif image is None and str(known["path"]) != "none" and path.is_file():
         slide = open_slide(path, mpp=mpp)
     elif image is None and is_spatialdata(data) and image_key in data.images:
-        slide, _ = slide_of(data, library, image_key=image_key, mpp=mpp, library_key=library_key)
-    elif image is None and not is_spatialdata(data) and str(known["source"]).startswith("adata.uns"):
-        slide, _ = slide_of(data, library, image_key=None if image_key == "none" else image_key, mpp=mpp, library_key=library_key)
+        from stimg.data.slide_elements import bare_slide  # spatialdata is heavy
+
+        slide = bare_slide(data, image_key).with_mpp(mpp)
+    elif image is None and str(known["source"]).startswith("adata.uns"):
+        slide, _ = slide_of(adata, library, image_key=None if image_key == "none" else image_key, mpp=mpp, library_key=library_key)
     elif image is None:
         raise KeyError(
             f"library {library!r}: the tiles were planned on {known['source']}, which is not here. Pass `image=` or `slides=` with it."
         )
     else:
-        slide, _ = slide_of(data, library, image=image, mpp=mpp, library_key=library_key)
+        slide, _ = slide_of(adata, library, image=image, mpp=mpp, library_key=library_key)
     check_slide(plan, library, slide)
     return slide
 

@@ -140,7 +140,8 @@ class TileDataset(Dataset):
             if np.isin(members, self.rows).any():
                 which[members] = len(self.libraries)
                 self.libraries.append(library)
-                self._slides.append(plan_slide(data, plan, library, slides=slides, image=image, library_key=library_key).load())
+                slide = plan_slide(data, plan, library, slides=slides, image=image, library_key=library_key, table_key=table_key)
+                self._slides.append(slide.load())
                 self._sides.append([plan.side_px(library, each) for each in self.spec.fields])
         self._which = which[self.rows]
         self._stain = None if stain is None else [stain.matrix(library) for library in self.libraries]

@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 from stimg._core import validate
 from stimg.image.colour import OPTICAL_DENSITY
+from stimg.image.slide_source import check_pixels
 
 SCALES = (0.2, 0.5)
 """Standard deviations, in steps between neighbours, of the Gaussian windows in which the image is described."""
@@ -127,12 +128,7 @@ def image_maps(image: np.ndarray, *, step_px: float) -> ImageMaps:
     fiducials have contrast alone, hence a second, lower threshold of the colour.
     """
     image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(
-            f"The image has shape {image.shape}; wanted (y, x, 3): red, green, blue. Drop an alpha channel with image[..., :3]."
-        )
-    if image.dtype != np.uint8:
-        raise TypeError(f"The image has dtype {image.dtype}; wanted uint8, 255 for white. Scale it to 0 .. 255 and convert it.")
+    check_pixels(image, "The image")
     validate.positive(step_px, "step_px", "pixels")
     density = OPTICAL_DENSITY[image].astype(np.float32)
     features = [m for scale in SCALES for m in _described(density, max(scale * step_px, 0.7))]

@@ -7,6 +7,7 @@ import numpy as np
 from numba import njit
 
 from stimg._core import validate
+from stimg.image.slide_source import check_pixels
 from stimg.image.units import check_mpp
 
 WINDOWS_UM = (50.0, 100.0, 200.0, 400.0)
@@ -168,12 +169,7 @@ def colour_statistics(
     (['20um_green_mean', '20um_green_sd'], [0.51, 0.51])
     """
     image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(
-            f"The image has shape {image.shape}; wanted (y, x, 3): red, green, blue. Drop an alpha channel with image[..., :3]."
-        )
-    if image.dtype != np.uint8:
-        raise TypeError(f"The image has dtype {image.dtype}; wanted uint8, 255 for white. Scale it to 0 .. 255 and convert it.")
+    check_pixels(image, "The image")
     centres = np.asarray(centres_px, dtype=np.float64)
     if centres.ndim != 2 or centres.shape[1] != 2:
         raise ValueError(f"centres_px has shape {centres.shape}; wanted (n_spots, 2), (y, x) in pixels.")

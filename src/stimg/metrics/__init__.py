@@ -6,6 +6,7 @@ from stimg._core.lazy import attach
 
 if TYPE_CHECKING:
     from stimg.metrics._nearest import Nearest, nearest
+    from stimg.metrics._ridge import RidgePath, SeparateRidge, separate_ridge
     from stimg.metrics.agreement import MoranAgreement, moran_agreement
     from stimg.metrics.batch import BatchEffects, batch_effects
     from stimg.metrics.calibration import (
@@ -68,8 +69,10 @@ _NAMES = {
     "RelativeError": "expression",
     "Retrieval": "retrieval",
     "RetrievalGap": "retrieval",
+    "RidgePath": "_ridge",
     "RidgePrediction": "nulls",
     "Scores": "expression",
+    "SeparateRidge": "_ridge",
     "SpatialWeights": "spatial",
     "Spread": "resampling",
     "autocorrelation": "spatial",
@@ -111,6 +114,7 @@ _NAMES = {
     "retrieve_in_batches": "retrieval",
     "ridge": "nulls",
     "seed_spread": "resampling",
+    "separate_ridge": "_ridge",
     "ssim": "image",
 }
 """Public name to the module of this package that defines it."""

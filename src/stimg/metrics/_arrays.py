@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from stimg._core import validate
 
@@ -32,18 +31,6 @@ def same_width(**arrays: np.ndarray) -> None:
     widths = {name: array.shape[1] for name, array in arrays.items()}
     if len(set(widths.values())) > 1:
         raise ValueError(f"The arrays have different numbers of columns: {widths}; wanted the same columns in each.")
-
-
-def section_means(values: np.ndarray, section: Any) -> np.ndarray:
-    """Return, for every row, the mean of the rows of its section."""
-    code = np.unique(np.asarray(section), return_inverse=True)[1]
-    member = sp.csr_matrix((np.ones(len(code)), (code, np.arange(len(code)))), shape=(code.max() + 1, len(code)))
-    return np.asarray((member @ values) / np.bincount(code)[:, None])[code]
-
-
-def centred(values: np.ndarray, section: Any) -> np.ndarray:
-    """Return ``values`` less the mean of their section, or of all rows where there are no sections."""
-    return values - (values.mean(axis=0) if section is None else section_means(values, section))
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:

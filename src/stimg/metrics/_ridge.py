@@ -7,7 +7,8 @@ import numpy as np
 import scipy.linalg
 
 from stimg._core import validate
-from stimg.metrics._arrays import centred, correlation, matrix, same_length, same_width
+from stimg.metrics._arrays import correlation, matrix, same_length, same_width
+from stimg.metrics.sections import centred
 
 PENALTIES = tuple(float(p) for p in np.logspace(-4, 2, 13))
 """Penalties among which :func:`embedding_ridge` chooses."""
@@ -62,14 +63,32 @@ def ridge(x: np.ndarray, y: np.ndarray, *, penalty: float) -> Linear:
     return Linear(coefficients, y_mean - x_mean @ coefficients)
 
 
-class _Path:
-    """Ridge regressions of ``y`` on (the principal components of) standardised ``x`` for any penalty, after one eigendecomposition."""
+class Targets(NamedTuple):
+    """What a :class:`RidgePath` needs of its targets: ``cross`` float64 (components, targets) and their ``mean`` float64 (targets,)."""
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, n_components: int | None, size: np.ndarray) -> None:
-        self.mean, self.y_mean = x.mean(axis=0), y.mean(axis=0)
+    cross: np.ndarray
+    mean: np.ndarray
+
+
+class RidgePath:
+    """Ridge regressions on (the principal components of) standardised columns, for any targets and penalties, after one eigendecomposition.
+
+    Parameters
+    ----------
+    x
+        (n, columns), finite. A constant column is left out.
+    n_components
+        Number of principal components; None: the columns themselves.
+    size
+        Size of the values of each column, to tell a constant one from rounding; None: the largest absolute value.
+    """
+
+    def __init__(self, x: np.ndarray, n_components: int | None, *, size: np.ndarray | None = None) -> None:
+        self.mean = x.mean(axis=0)
         sd = x.std(axis=0)
-        self.scale = np.where(sd > 1e-12 * size, sd, np.inf)  # constant but for the rounding of values of this size: left out
-        z, t = (x - self.mean) / self.scale, y - self.y_mean
+        least = 1e-12 * np.maximum(np.abs(x).max(axis=0) if size is None else size, 1e-300)
+        self.scale = np.where(sd > least, sd, np.inf)
+        z = (x - self.mean) / self.scale
         n, p = z.shape
         self.columns = p if n_components is None else min(n_components, n, p)
         top = [max(min(n, p) - self.columns, 0), min(n, p) - 1]
@@ -77,14 +96,80 @@ class _Path:
         kept = squares > 1e-12 * max(squares.max(), 1.0)
         self.squares, vectors = squares[kept], vectors[:, kept]
         self.basis = vectors if p <= n else z.T @ vectors / np.sqrt(self.squares)
-        self.cross = (z @ self.basis).T @ t
+        self.scores = z @ self.basis
+        self.unit = self.squares.sum() / self.columns
 
-    def predict(self, x: np.ndarray, penalties: Sequence[float]) -> Iterator[np.ndarray]:
-        """Yield the predictions for ``x`` with each penalty, in the sense of :func:`ridge` on the components."""
+    def targets(self, y: np.ndarray) -> Targets:
+        """Return what is needed of ``y`` (n, targets)."""
+        mean = y.mean(axis=0)
+        return Targets(self.scores.T @ (y - mean), mean)
+
+    def predict(self, x: np.ndarray, targets: Targets, penalties: Sequence[float]) -> Iterator[np.ndarray]:
+        """Yield the predictions (m, targets) for ``x`` (m, columns) with each penalty, in the sense of :func:`ridge` on the components."""
         scores = ((x - self.mean) / self.scale) @ self.basis
-        unit = self.squares.sum() / self.columns
         for penalty in penalties:
-            yield (scores / (self.squares + penalty * unit)) @ self.cross + self.y_mean
+            yield (scores / (self.squares + penalty * self.unit)) @ targets.cross + targets.mean
+
+    def linear(self, targets: Targets, penalty: float | np.ndarray) -> Linear:
+        """Return the map on the columns as they were given; ``penalty`` is one number, or one for each target."""
+        strength = self.squares[:, None] + np.broadcast_to(penalty, targets.mean.shape) * self.unit
+        coefficients = (self.basis @ (targets.cross / strength)) / self.scale[:, None]
+        return Linear(coefficients, targets.mean - self.mean @ coefficients)
+
+
+class SeparateRidge(NamedTuple):
+    """``linear``, the map; ``penalty`` float64 (targets,), one each; ``held_out`` float64 (n, targets), each group predicted from the others."""
+
+    linear: Linear
+    penalty: np.ndarray
+    held_out: np.ndarray
+
+
+def separate_ridge(
+    x: np.ndarray, y: np.ndarray, *, group: Any, section: Any, n_components: int | None = 256, penalties: Sequence[float] = PENALTIES
+) -> SeparateRidge:
+    """Return one ridge regression for each column of ``y`` (n, targets), each with the penalty that suits it.
+
+    For targets that differ in how well they are predicted, such as the axes of expression: a penalty for all would be that of the best ones.
+
+    Parameters
+    ----------
+    x
+        Features (n, columns), less the mean of their section where they should be.
+    group
+        Group of each row. The penalty of a target is the one with the highest correlation when each group in turn is predicted from the others
+        (mean over sections, then over groups; an undefined one counts 0); equal ones go to the larger.
+    section
+        Section of each row, within which correlations are taken.
+    n_components, penalties
+        As for :func:`embedding_ridge`.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two groups, NaN, or shapes that do not fit.
+    """
+    x, y = matrix(x, "x"), matrix(y, "y")
+    same_length(x=x, y=y, group=group, section=section)
+    group, section = np.asarray(group), np.asarray(section)
+    names, candidates = np.unique(group), sorted((float(p) for p in penalties), reverse=True)
+    if len(names) < 2:
+        raise ValueError(f"{len(names)} group of rows; wanted at least two, to choose penalties by leaving one out.")
+    found = np.zeros((len(candidates), *y.shape))
+    for name in names:
+        held = group == name
+        path = RidgePath(x[~held], n_components)
+        for i, values in enumerate(path.predict(x[held], path.targets(y[~held]), candidates)):
+            found[i, held] = values
+    scores = np.zeros((len(candidates), y.shape[1]))
+    for name in names:
+        parts = [(group == name) & (section == s) for s in np.unique(section[group == name])]
+        for i in range(len(candidates)):
+            scores[i] += np.mean([np.nan_to_num(correlation(found[i, m], y[m])) for m in parts], axis=0)
+    best = scores.argmax(axis=0)
+    path = RidgePath(x, n_components)
+    penalty = np.asarray(candidates)[best]
+    return SeparateRidge(path.linear(path.targets(y), penalty), penalty, found[best, :, np.arange(y.shape[1])].T)
 
 
 def embedding_ridge(
@@ -158,11 +243,13 @@ def embedding_ridge(
         for name in names:
             held = group == name
             parts = [unit[held] == u for u in np.unique(unit[held])]
-            path = _Path(x[~held], y[~held], n_components, size).predict(x[held], candidates)
-            scores.append([np.mean([np.nan_to_num(correlation(p[m], truth[held][m])).mean() for m in parts]) for p in path])
+            path = RidgePath(x[~held], n_components, size=size)
+            found = path.predict(x[held], path.targets(y[~held]), candidates)
+            scores.append([np.mean([np.nan_to_num(correlation(p[m], truth[held][m])).mean() for m in parts]) for p in found])
         inner = np.mean(scores, axis=0)
     best = int(np.argmax(inner)) if len(candidates) > 1 else 0
-    predicted = next(_Path(x, y, n_components, size).predict(test, candidates[best : best + 1]))
+    path = RidgePath(x, n_components, size=size)
+    predicted = next(path.predict(test, path.targets(y), candidates[best : best + 1]))
     if train_section is not None:
         predicted = predicted + truth.mean(axis=0)
     by_given = [candidates.index(float(p)) for p in penalties]

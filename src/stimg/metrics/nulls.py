@@ -13,10 +13,11 @@ from scipy.spatial import KDTree
 
 from stimg._core import validate
 from stimg._core.rng import RngLike, as_generator
-from stimg.metrics._arrays import centred, matrix, same_length, same_width, section_means
+from stimg.metrics._arrays import matrix, same_length, same_width
 from stimg.metrics._noise_ceiling import Ceiling, noise_ceiling
 from stimg.metrics._ridge import Linear, RidgePrediction, embedding_ridge, ridge
 from stimg.metrics._spatial_weights import SpatialWeights
+from stimg.metrics.sections import centred, section_means
 
 __all__ = [
     "Ceiling",
@@ -26,6 +27,7 @@ __all__ = [
     "coordinate_neighbours",
     "depth_line",
     "embedding_ridge",
+    "k_nearest_weights",
     "neighbour_mean",
     "noise_ceiling",
     "permute_blocks",
@@ -83,7 +85,7 @@ def depth_line(train_values: np.ndarray, train_depth: np.ndarray, test_depth: np
     return values.mean(axis=0) + (logs[1] - logs[0].mean()) * slope
 
 
-def _nearest(train: np.ndarray, test: np.ndarray, k: int) -> sp.csr_matrix:
+def k_nearest_weights(train: np.ndarray, test: np.ndarray, k: int) -> sp.csr_matrix:
     """Return weights (n_test, n_train) whose rows sum to 1: the ``k`` nearest, those at the k-th distance sharing the places that are left."""
     tree, n = KDTree(train), len(train)
     rows, columns, weights = [], [], []
@@ -141,7 +143,7 @@ def coordinate_neighbours(
         raise ValueError(f"k={k} neighbours of {len(train)} training observations; wanted at most as many. Lower k.")
     if train_section is not None:
         values = centred(values, train_section) + values.mean(axis=0)
-    return _nearest(train, test, int(k)) @ values if len(test) else np.empty((0, values.shape[1]))
+    return k_nearest_weights(train, test, int(k)) @ values if len(test) else np.empty((0, values.shape[1]))
 
 
 def neighbour_mean(values: np.ndarray, pairs: np.ndarray, *, section: Any = None) -> np.ndarray:

@@ -43,15 +43,23 @@ class ClipBase(Common, BaseModelClass):
         genes: Sequence[str] | None = None,
         *,
         options: ImageGeneCLIPOptions | None = None,
-        encoder: "ImageEncoder | None" = None,
+        encoder: "ImageEncoder | str | None" = None,
         encoder_path: str | Path | None = None,
         registry: dict | None = None,
         facts: dict | None = None,
         **changes: Any,
     ) -> None:
         super().__init__(adata, registry)
+        if isinstance(encoder, str):
+            changes["encoder"], encoder = encoder, None
+        elif encoder is not None and options is None:
+            changes["encoder"] = _clip_tiles.name_of(encoder)
         self.options = (options or ImageGeneCLIPOptions()).changed(**changes)
         self.genes = vocabulary(adata, genes)
+        if self.options.init == "cca" and self.gene_key is None and self.options.gene_encoder == "mlp":
+            raise ValueError(
+                "init='cca' needs a gene side that is there before the training. Pass gene_encoder='pca' or 'linear', or init='random'."
+            )
         if facts is None and adata is None:
             raise ValueError("There is no adata, and nothing is known of the data. Pass adata, or load a model with `ImageGeneCLIP.load`.")
         network = None

@@ -29,15 +29,18 @@ def load_encoder(options: ImageGeneCLIPOptions, encoder: ImageEncoder | None, pa
     """Return the encoder that ``options`` name; a TypeError or ValueError where ``encoder`` is another one."""
     if encoder is None:
         return load_image_encoder(options.encoder, path=path)
-    if not isinstance(encoder, ImageEncoder):
-        raise TypeError(
-            f"encoder is a {type(encoder).__name__}; wanted a stimg.nn.image.ImageEncoder. Name another one with `encoder=` of the options."
-        )
-    if encoder.card.name != options.encoder:
+    if name_of(encoder) != options.encoder:
         raise ValueError(
             f"the encoder given is {encoder.card.name!r}, the options name {options.encoder!r}. Pass `options=ImageGeneCLIPOptions(encoder={encoder.card.name!r})`."
         )
     return encoder
+
+
+def name_of(encoder: object) -> str:
+    """Return the name on the card of an encoder; a TypeError for anything else."""
+    if not isinstance(encoder, ImageEncoder):
+        raise TypeError(f"encoder is a {type(encoder).__name__}; wanted a stimg.nn.image.ImageEncoder, or the name of a card.")
+    return encoder.card.name
 
 
 def check_spec(encoder: ImageEncoder, spec: "TileSpec") -> None:

@@ -1,9 +1,11 @@
 """One training loop for all models: what Lightning is told, what a failure leaves behind, and what is kept at the end."""
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from lightning.pytorch.callbacks import Callback
 from scvi.train import TrainRunner
 
 from stimg._core import progress as _progress
+from stimg._core import rng as _rng
 from stimg._core import validate
-from stimg._core.ledger import merged
+from stimg._core.ledger import Seen, merged
+from stimg.data.epochs import EpochDataModule
 from stimg.data.ledger import seen_of
 from stimg.model import _kept, _saving
 from stimg.model._quiet import quiet
@@ -30,6 +34,102 @@ def check(*, patience: int, batch_size: int, lr: float, weight_decay: float) -> 
         validate.positive(value, name)
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay={weight_decay} is not a weight; wanted zero or a positive number.")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What a caller of ``train`` asks of the loop, the same for all models.
+
+    Parameters
+    ----------
+    max_epochs
+        Epochs; None: as many as the model takes where nothing is said.
+    validation, validation_fraction
+        What is held out.
+    early_stopping, patience
+        Whether to stop after ``patience`` epochs without a better validation.
+    batch_size, lr, weight_decay
+        Of a step.
+    seed
+        Where all chance comes from.
+    checkpoint_dir
+        Folder of the checkpoint.
+    steps
+        Steps of an epoch on one device; 0 until the data are known, see :meth:`over`.
+
+    Raises
+    ------
+    ValueError
+        For values that make no sense.
+    """
+
+    max_epochs: int | None
+    validation: str | Sequence[str] | None
+    validation_fraction: float
+    early_stopping: bool
+    patience: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    seed: int
+    checkpoint_dir: Path | None
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        check(patience=self.patience, batch_size=self.batch_size, lr=self.lr, weight_decay=self.weight_decay)
+
+    @classmethod
+    def asked(cls, arguments: Mapping[str, Any]) -> "Loop":
+        """Return what the arguments of a ``train``, given as its ``locals()``, ask for; others among them are passed over."""
+        folder = arguments["checkpoint_dir"]
+        turned: dict[str, Any] = {
+            "seed": _rng.as_seed(arguments["rng"]),
+            "checkpoint_dir": None if folder is None else Path(folder),
+            "steps": 0,
+        }
+        return cls(**{f.name: turned[f.name] if f.name in turned else arguments[f.name] for f in fields(cls)})
+
+    def over(self, n_items: int, *, steps: int, most: int) -> "Loop":
+        """Return the same over epochs of ``n_items``: where no epochs are named, as many as make about ``steps``, at most ``most``."""
+        each = math.ceil(n_items / self.batch_size)
+        epochs = min(most, math.ceil(steps / each)) if self.max_epochs is None else self.max_epochs
+        return replace(self, steps=each, max_epochs=epochs)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what was asked as keyword arguments."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "steps"}
+
+    def of_plan(self) -> dict[str, Any]:
+        """Return what a :class:`stimg.plan.StepPlan` is told."""
+        rates = {"lr": self.lr, "weight_decay": self.weight_decay}
+        return {"max_epochs": self.max_epochs, "steps_per_epoch": self.steps, **rates, "seed": self.seed}
+
+    def of_record(self) -> dict[str, Any]:
+        """Return what a checkpoint remembers, and what a training that goes on from it has to share."""
+        rates = {"lr": self.lr, "weight_decay": self.weight_decay}
+        return {"max_epochs": self.max_epochs, "batch_size": self.batch_size, **rates, "rng": self.seed}
+
+
+def run(
+    model: Any,
+    loop: Loop,
+    data: EpochDataModule,
+    make_plan: Callable[[], StepPlan],
+    keep: Callable[[StepPlan, EpochHistory], None],
+    *,
+    record: Mapping[str, Any],
+    attributes: Sequence[str] = (),
+    **kwargs: Any,
+) -> None:
+    """Do :func:`fit` as ``loop`` asks, which is over the training items of ``data``; what it asks is added to ``record``."""
+    asked: dict[str, Any] = {
+        "early_stopping": loop.early_stopping,
+        "patience": loop.patience,
+        "seed": loop.seed,
+        "checkpoint_dir": loop.checkpoint_dir,
+    }
+    length: dict[str, Any] = {"max_epochs": loop.max_epochs, "steps": loop.steps, "validated": data.val_dataset is not None}
+    fit(model, data, make_plan, keep, **length, **asked, record={**record, **loop.of_record()}, attributes=attributes, **kwargs)
 
 
 def fit(
@@ -127,12 +227,18 @@ def all_or_nothing(model: Any, attributes: Sequence[str] = ()) -> Iterator[None]
 
 
 def settle(model: Any, plan: StepPlan, data: Any, history: EpochHistory, rows: np.ndarray, **seen: Any) -> None:
-    """Put the best weights back, and remember what was seen: the ``rows`` that were trained on or stopped by."""
+    """Do :func:`finish` for a model that has read the counts of ``rows``, which were trained on or stopped by."""
+    own = model.ledger[-1]
+    new = seen_of(model.adata, who=own.who, kind=own.kind, rows=rows, genes=model.genes, layer=model._layer, **seen)
+    finish(model, plan, data, history, new)
+
+
+def finish(model: Any, plan: StepPlan, data: Any, history: EpochHistory, new: Seen) -> None:
+    """Put the best weights back, and remember the history and what was seen, which is added to the model's own record."""
     if plan.best is not None:
         _kept.put(model.module, plan.best)
     model.history_ = _kept.tables(history.curves)
     own = model.ledger[-1]
-    new = seen_of(model.adata, who=own.who, kind=own.kind, rows=rows, genes=model.genes, layer=model._layer, **seen)
     model.ledger = (*model.ledger[:-1], merged([own, new], who=own.who, kind=own.kind))
     model.best_epoch_ = history.first + plan.best_epoch if plan.best_epoch >= 0 else -1
     model.is_trained_ = True

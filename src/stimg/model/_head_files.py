@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 import stimg.model
-from stimg._core import files, hashing
-from stimg._core.ledger import Seen
+from stimg._core import files
 from stimg.model import _kept, _saving
+from stimg.model._head_axes import AxesMap
 from stimg.model._head_calibration import ARRAYS, Calibration
-from stimg.model._head_fit import Fitted
+from stimg.model._head_fit import AnyMap, Fitted
 from stimg.model._head_maps import RetrievalMap, RidgeMap
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 NETWORK = "network"
 FIELDS = ("recipe", "calibration", "network", "n_features")
-HASHES = _kept.HASHES
 
 
 def save(head: "ExpressionHead", directory: Path, *, overwrite: bool) -> None:
@@ -28,24 +27,17 @@ def save(head: "ExpressionHead", directory: Path, *, overwrite: bool) -> None:
     arrays = {} if head.map is None else {f"map.{name}": each for name, each in head.map.arrays().items()}
     if head.calibration is not None:
         arrays |= {f"calibration.{name}": each for name, each in head.calibration.arrays().items()}
-    for i, seen in enumerate(head.ledger):
-        arrays |= {f"ledger.{i}.{name}": getattr(seen, name).view(np.int64) for name in HASHES}
-    record = {
-        "class": type(head).__name__,
-        "version": stimg.__version__,
-        "options": head.options.to_dict(),
-        "genes": head.genes.tolist(),
-        "genes_hash": hashing.of_strings(head.genes),
-        "setup": {"library_key": head.library_key},
-        "registry": {},
-        "history": {},
-        "ledger": [{k: v for k, v in seen.to_dict().items() if k not in HASHES} for seen in head.ledger],
-        "fit": head.identity(),
-        "recipe": head.recipe,
-        "calibration": None if head.calibration is None else head.calibration.facts(),
-        "network": None if head.network is None else type(head.network).__name__,
-        "n_features": head.n_features,
-    }
+    arrays |= _kept.ledger_arrays(head.ledger)
+    record = _kept.record_of(
+        head,
+        options=head.options.to_dict(),
+        fit=head.identity(),
+        setup={"library_key": head.library_key, "layer": head.layer},
+        recipe=head.recipe,
+        calibration=None if head.calibration is None else head.calibration.facts(),
+        network=None if head.network is None else type(head.network).__name__,
+        n_features=head.n_features,
+    )
     with files.replacing(directory, overwrite=overwrite, directory=True) as whole:
         _saving.write(whole, {k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}, record, overwrite=True)
         if head.network is not None:
@@ -54,7 +46,8 @@ def save(head: "ExpressionHead", directory: Path, *, overwrite: bool) -> None:
 
 def load(directory: Path) -> "ExpressionHead":
     """Return a head; every kind of damage is an error that names the file."""
-    from stimg.model.expression_head import ExpressionHead, ExpressionHeadOptions
+    from stimg.model.expression_head import ExpressionHead
+    from stimg.model.head_options import ExpressionHeadOptions
 
     tensors, record = _saving.read(directory, "ExpressionHead", FIELDS)
     _kept.check_genes(record, directory)
@@ -65,10 +58,7 @@ def load(directory: Path) -> "ExpressionHead":
         if record["calibration"] is not None:
             own = _under(arrays, "calibration.")
             calibration = Calibration.restore({name: own[name] for name in ARRAYS}, record["calibration"])
-        ledger = [
-            Seen.from_dict({**seen, **{name: arrays[f"ledger.{i}.{name}"].view(np.uint64) for name in HASHES}})
-            for i, seen in enumerate(record["ledger"])
-        ]
+        ledger = list(_kept.ledger_of(record, arrays))
     except KeyError as err:
         raise ValueError(f"{directory / _saving.TENSORS} lacks {err.args[0]!r}. {_saving.AGAIN}") from err
     network = None
@@ -81,6 +71,7 @@ def load(directory: Path) -> "ExpressionHead":
         ledger=ledger,
         recipe=record["recipe"],
         library_key=record["setup"]["library_key"],
+        layer=record["setup"]["layer"],
         network=network,
     )
 
@@ -89,7 +80,8 @@ def _under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarra
     return {name.removeprefix(prefix): each for name, each in arrays.items() if name.startswith(prefix)}
 
 
-def _map(kind: str, arrays: Mapping[str, Any]) -> RidgeMap | RetrievalMap | None:
+def _map(kind: str, arrays: Mapping[str, Any]) -> AnyMap | None:
     if kind == "trained":
         return None
-    return RidgeMap.from_arrays(arrays) if kind == "ridge" else RetrievalMap.from_arrays(arrays)
+    maps: dict[str, type[AnyMap]] = {"ridge": RidgeMap, "axes": AxesMap, "retrieval": RetrievalMap}
+    return maps[kind].from_arrays(arrays)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from stimg.data.ledger import find_leaks
+from stimg.model._head_axes import AxesMap, SharedAxes
 from stimg.model._head_calibration import Calibration, calibrate, join
 from stimg.model._head_maps import RetrievalMap, RidgeMap, gene_chunks, within
 from stimg.model._head_reference import Groups, Reference
@@ -13,9 +14,9 @@ from stimg.model._head_reference import Groups, Reference
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from stimg.model.expression_head import ExpressionHeadOptions
+    from stimg.model.head_options import ExpressionHeadOptions
 
-AnyMap = RidgeMap | RetrievalMap
+AnyMap = RidgeMap | RetrievalMap | AxesMap
 Fit = Callable[[np.ndarray], AnyMap]
 
 
@@ -28,13 +29,19 @@ class Fitted(NamedTuple):
 
 
 def fit_features(x: np.ndarray, ref: Reference, options: "ExpressionHeadOptions") -> Fitted:
-    """Return a head on features (n, columns), calibrated on groups that are left out in turn."""
+    """Return a head on features (n, columns), calibrated on groups that are left out in turn; rows of ``ref`` after the n have expression alone."""
+    everything, further = np.arange(len(x)), np.arange(len(x), len(ref.section))
+    whole_ref, ref = ref, ref.take(everything)
     x = within(x, ref.section, centre=options.centre)
 
     def fit(rows: np.ndarray) -> AnyMap:
         args = (x[rows], ref.values[rows], ref.groups(rows), ref.section[rows])
         if options.kind == "ridge":
             return RidgeMap.fit(*args, centre=options.centre, n_components=options.n_components)
+        if options.kind == "axes":
+            known = whole_ref.take(np.concatenate([rows, _allowed(whole_ref, rows, everything, further)]))
+            axes = SharedAxes.fit(known, options.n_joint, centre=options.centre)
+            return AxesMap.fit(x[rows], ref.take(rows), ref.groups(rows), axes, centre=options.centre, n_components=options.n_components)
         return RetrievalMap.fit(
             *args,
             centre=options.centre,
@@ -44,7 +51,6 @@ def fit_features(x: np.ndarray, ref: Reference, options: "ExpressionHeadOptions"
             temperature=options.temperature,
         )
 
-    everything = np.arange(len(x))
     groups = ref.groups(everything)
     left_out, whole = _leave_out(fit, x, groups), fit(everything)
     if isinstance(whole, RidgeMap):
@@ -52,6 +58,14 @@ def fit_features(x: np.ndarray, ref: Reference, options: "ExpressionHeadOptions"
         whole = whole.scaled(gain)
         left_out = [part._replace(map=part.map.scaled(gain)) for part in left_out if isinstance(part.map, RidgeMap)]
     return Fitted(whole, _calibration(left_out, ref, groups), x.shape[1])
+
+
+def _allowed(ref: Reference, rows: np.ndarray, everything: np.ndarray, further: np.ndarray) -> np.ndarray:
+    """Return the rows of ``further`` that are of no donor whose observations are left out of ``rows``."""
+    if ref.donor is None:
+        return further
+    left_out = np.setdiff1d(ref.donor[everything], ref.donor[rows])
+    return further[~np.isin(ref.donor[further], left_out)]
 
 
 def fit_network(

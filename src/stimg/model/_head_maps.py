@@ -8,8 +8,8 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 
-from stimg.metrics import embedding_ridge, nearest, ridge
-from stimg.metrics._arrays import section_means
+from stimg.metrics import RidgePath, embedding_ridge, nearest
+from stimg.metrics.sections import section_means
 from stimg.model._head_reference import Groups
 
 GENES = 512
@@ -79,19 +79,14 @@ class RidgeMap:
         penalty = embedding_ridge(
             x, judged, x[:1], train_group=groups.label, train_section=own, test_section=first, n_components=n_components
         ).penalty
-        mean, sd = x.mean(axis=0), x.std(axis=0)
-        scale = np.where(sd > 1e-12 * np.maximum(np.abs(x).max(axis=0), 1e-300), sd, np.inf)  # constant columns are left out
-        z = (x - mean) / scale
-        axes = axes_of(z, n_components)
-        scores = z @ axes
+        path = RidgePath(x, n_components)
         coefficients = np.zeros((x.shape[1], y.shape[1]), dtype=np.float32)
         intercept, middle = np.zeros((2, y.shape[1]), dtype=np.float32)
         for part in gene_chunks(y.shape[1]):
             dense = y[:, part].toarray().astype(np.float64)
-            line = ridge(scores, within(dense, section, centre=centre), penalty=penalty)
-            slope = axes @ line.coefficients / scale[:, None]
-            coefficients[:, part] = slope
-            intercept[part] = line.intercept - mean @ slope + (dense.mean(axis=0) if centre else 0.0)
+            line = path.linear(path.targets(within(dense, section, centre=centre)), penalty)
+            coefficients[:, part] = line.coefficients
+            intercept[part] = line.intercept + (dense.mean(axis=0) if centre else 0.0)
             middle[part] = dense.mean(axis=0)
         return cls(coefficients, intercept, middle, penalty)
 

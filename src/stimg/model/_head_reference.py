@@ -51,12 +51,20 @@ class Reference:
         Code of its donor, int64 (n,); None where the donor of some section is not known.
     place
         (y, x) of each observation, float64 (n, 2); None where there are no coordinates.
+    depth
+        log of the counts of all genes but control probes, at least one, float64 (n,).
     """
 
     values: sp.csr_matrix
     section: np.ndarray
     donor: np.ndarray | None
     place: np.ndarray | None
+    depth: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "Reference":
+        """Return the observations ``rows``; codes stay what they are."""
+        donor, place = (None if each is None else each[rows] for each in (self.donor, self.place))
+        return Reference(self.values[rows], self.section[rows], donor, place, self.depth[rows])
 
     def groups(self, rows: np.ndarray) -> Groups:
         """Return the groups of the observations ``rows``: donors, sections where there is one donor, blocks where there is one section."""
@@ -83,12 +91,12 @@ def _few(codes: np.ndarray) -> np.ndarray:
     return group[np.searchsorted(found, codes)]
 
 
-def tables_of(reference: Any) -> "list[AnnData]":
+def tables_of(reference: Any, *, what: str = "reference") -> "list[AnnData]":
     """Return one AnnData or a sequence of them as a list."""
     tables = [reference] if hasattr(reference, "obs_names") else list(reference)
     wrong = [type(each).__name__ for each in tables if not (hasattr(each, "obsm") and hasattr(each, "var_names"))]
     if wrong or not tables:
-        raise TypeError(f"reference holds {wrong or 'nothing'}; wanted an AnnData, or a list of them, with counts and image features.")
+        raise TypeError(f"{what} holds {wrong or 'nothing'}; wanted an AnnData, or a list of them, with counts and image features.")
     for each in tables:
         validate.not_empty(each)
     return tables
@@ -121,11 +129,23 @@ def shared_genes(tables: "Sequence[AnnData]", genes: Sequence[str] | None, layer
     return [str(name) for name in names[total > 0]]
 
 
+def log_depth(adata: "AnnData", layer: str | None) -> np.ndarray:
+    """Return log of the counts of all genes but control probes, at least one, float64 (n_obs,)."""
+    return np.log(np.maximum(_depth(adata, validate.counts(adata, layer)), 1.0))
+
+
+def _depth(adata: "AnnData", counts: Any) -> np.ndarray:
+    return np.asarray(counts[:, np.flatnonzero(~is_control(adata.var))].sum(axis=1), dtype=np.float64).ravel()
+
+
 def log_values(adata: "AnnData", genes: Sequence[str], layer: str | None) -> sp.csr_matrix:
-    """Return log(1 + counts per 10,000 of all genes but control probes), CSR float32 (n_obs, genes)."""
+    """Return log(1 + counts per 10,000 of all genes but control probes), CSR float32 (n_obs, genes); 0 for a gene that was not measured."""
     counts = validate.counts(adata, layer)
-    depth = np.asarray(counts[:, np.flatnonzero(~is_control(adata.var))].sum(axis=1), dtype=np.float64).ravel()
-    some = sp.csr_matrix(counts[:, adata.var_names.get_indexer(pd.Index(list(genes)))], dtype=np.float64)
+    depth = _depth(adata, counts)
+    at = adata.var_names.get_indexer(pd.Index(list(genes)))
+    there = np.flatnonzero(at >= 0)
+    pick = sp.csr_matrix((np.ones(len(there)), (at[there], there)), shape=(adata.n_vars, len(at)))
+    some = sp.csr_matrix(sp.csr_matrix(counts, dtype=np.float64) @ pick)
     some = sp.csr_matrix(sp.diags_array(np.divide(SCALE, depth, out=np.zeros(len(depth)), where=depth > 0)) @ some)
     return sp.csr_matrix(some.log1p(), dtype=np.float32)
 
@@ -154,16 +174,24 @@ def sections_of(tables: "Sequence[AnnData]", library_key: str) -> tuple[np.ndarr
 
 
 def reference_of(
-    tables: "Sequence[AnnData]", genes: Sequence[str], *, layer: str | None, library_key: str, donor_key: str
-) -> tuple[Reference, list[str]]:
-    """Return the observations of all tables below each other, and the names of their sections."""
-    section, names = sections_of(tables, library_key)
+    tables: "Sequence[AnnData]",
+    genes: Sequence[str],
+    *,
+    layer: str | None,
+    library_key: str,
+    donor_key: str,
+    more: "Sequence[AnnData]" = (),
+) -> Reference:
+    """Return the observations of all tables below each other, and below them those of ``more``, which need not have coordinates."""
+    every = [*tables, *more]
+    section, _ = sections_of(every, library_key)
     donor = None
-    if all(donor_key in each.obs and not each.obs[donor_key].isna().any() for each in tables):
-        donor = np.unique(np.concatenate([each.obs[donor_key].astype(str).to_numpy() for each in tables]), return_inverse=True)[1]
+    if all(donor_key in each.obs and not each.obs[donor_key].isna().any() for each in every):
+        donor = np.unique(np.concatenate([each.obs[donor_key].astype(str).to_numpy() for each in every]), return_inverse=True)[1]
     place = None
     if all(keys.SPATIAL in each.obsm for each in tables):
         todo = "Coordinates of every observation are needed."
-        place = np.concatenate([validate.obsm(each, keys.SPATIAL, columns=2, todo=todo)[:, ::-1] for each in tables]).astype(np.float64)
-    values = sp.csr_matrix(sp.vstack([log_values(each, genes, layer) for each in tables]))
-    return Reference(values, section, donor, place), names
+        found = [validate.obsm(each, keys.SPATIAL, columns=2, todo=todo)[:, ::-1] for each in tables]
+        place = np.concatenate([*found, *(np.full((each.n_obs, 2), np.nan) for each in more)]).astype(np.float64)
+    values = sp.csr_matrix(sp.vstack([log_values(each, genes, layer) for each in every]))
+    return Reference(values, section, donor, place, np.concatenate([log_depth(each, layer) for each in every]))

@@ -1,6 +1,6 @@
 """What is kept of any model: its weights, history and ledger, as tensors and plain values, and what it says of itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stimg._core import hashing, validate
 from stimg._core.ledger import Seen
+from stimg.data.ledger import ids
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,6 +33,9 @@ class Model(Protocol):
 
     @property
     def _layer(self) -> str | None: ...
+
+    @property
+    def _library_key(self) -> str: ...
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
@@ -62,30 +66,56 @@ def tables(curves: Mapping[str, Mapping[str, list]]) -> dict[str, pd.DataFrame]:
     }
 
 
+def ledger_arrays(ledger: Sequence[Seen]) -> dict[str, np.ndarray]:
+    """Return the hashes of a ledger as int64 arrays, by the names under which files hold them; :func:`ledger_of` is the inverse."""
+    return {f"ledger.{i}.{name}": getattr(seen, name).view(np.int64) for i, seen in enumerate(ledger) for name in HASHES}
+
+
+def ledger_of(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[Seen, ...]:
+    """Return the ledger of a record and of the tensors or arrays beside it; a KeyError that names what is missing."""
+    return tuple(
+        Seen.from_dict({**seen, **{name: np.asarray(arrays[f"ledger.{i}.{name}"]).view(np.uint64) for name in HASHES}})
+        for i, seen in enumerate(record["ledger"])
+    )
+
+
+def record_of(
+    fitted: Any,
+    *,
+    options: Mapping[str, Any],
+    fit: Mapping[str, Any],
+    setup: Mapping[str, Any] = {},
+    registry: Mapping[str, Any] = {},
+    history: Mapping[str, Any] = {},
+    **facts: Any,
+) -> dict[str, Any]:
+    """Return the record of a fitted thing with ``genes`` and a ``ledger``; ``facts`` are what its class adds."""
+    import stimg
+
+    return {
+        "class": type(fitted).__name__,
+        "version": stimg.__version__,
+        "options": dict(options),
+        "genes": fitted.genes.tolist(),
+        "genes_hash": hashing.of_strings(fitted.genes),
+        **facts,
+        "setup": dict(setup),
+        "registry": registry,
+        "history": history,
+        "ledger": [{k: v for k, v in seen.to_dict().items() if k not in HASHES} for seen in fitted.ledger],
+        "fit": dict(fit),
+    }
+
+
 def contents(
     model: Model, state: Mapping[str, Tensor], *, monitor: str, setup: Mapping[str, Any], **facts: Any
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the record of which a saved model consists; ``facts`` are what its class adds to the record."""
-    import stimg
-
     tensors = {f"module.{k}": v for k, v in state.items()}
-    for i, seen in enumerate(model.ledger):
-        for name in HASHES:
-            tensors[f"ledger.{i}.{name}"] = torch.from_numpy(getattr(seen, name).view(np.int64))
-    record = {
-        "class": type(model).__name__,
-        "version": stimg.__version__,
-        "options": model.options.to_dict(),
-        "genes": model.genes.tolist(),
-        "genes_hash": hashing.of_strings(model.genes),
-        **facts,
-        "setup": dict(setup),
-        "registry": model.registry_,
-        "history": curves(model),
-        "ledger": [{k: v for k, v in seen.to_dict().items() if k not in HASHES} for seen in model.ledger],
-        "fit": {"n_seen": len(model.ledger[-1]), "best_epoch": getattr(model, "best_epoch_", -1), "monitor": monitor},
-    }
-    return tensors, record
+    tensors |= {name: torch.from_numpy(each) for name, each in ledger_arrays(model.ledger).items()}
+    fit = {"n_seen": len(model.ledger[-1]), "best_epoch": getattr(model, "best_epoch_", -1), "monitor": monitor}
+    kept: dict[str, Any] = {"options": model.options.to_dict(), "setup": setup, "registry": model.registry_, "history": curves(model)}
+    return tensors, record_of(model, **kept, fit=fit, **facts)
 
 
 def restore(model: Any, tensors: Mapping[str, Tensor], record: Mapping[str, Any], path: Path) -> None:
@@ -96,10 +126,7 @@ def restore(model: Any, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
         raise ValueError(
             f"{path}: the weights do not fit the options saved beside them ({str(err).splitlines()[-1].strip()}). Save the model again."
         ) from err
-    model.ledger = tuple(
-        Seen.from_dict({**seen, **{name: tensors[f"ledger.{i}.{name}"].numpy().view(np.uint64) for name in HASHES}})
-        for i, seen in enumerate(record["ledger"])
-    )
+    model.ledger = ledger_of(record, tensors)
     model.history_ = tables(record["history"])
     model.best_epoch_ = int(record["fit"]["best_epoch"])
     model.is_trained_ = True
@@ -122,12 +149,15 @@ def observation_hashes(model: Model, adata: "AnnData") -> np.ndarray:
 
 
 def identity(model: Model, adata: "AnnData") -> dict[str, Any]:
-    """Return what a record of a result says of the model: class, hashes of weights and vocabulary, and how many rows it was trained on."""
+    """Return what a record of a result says of the model: class, hashes of weights and vocabulary, and how many rows it was trained on.
+
+    Rows are known again by their counts, and those of a model that reads no counts by library and name.
+    """
     weights = np.concatenate([v.detach().cpu().float().numpy().ravel() for v in state_of(model.module).values()])
-    return {
-        "model": type(model).__name__,
-        "model_hash": hashing.of_array(weights),
-        "panel_hash": hashing.of_strings(model.genes),
-        "n_shared_genes": int(model.genes.isin(adata.var_names).sum()),
-        "n_obs_seen_in_training": int(np.isin(observation_hashes(model, adata), model.ledger[-1].contents).sum()),
-    }
+    found: dict[str, Any] = {"model": type(model).__name__, "model_hash": hashing.of_array(weights)}
+    if len(model.genes):
+        found |= {"panel_hash": hashing.of_strings(model.genes), "n_shared_genes": int(model.genes.isin(adata.var_names).sum())}
+        seen = np.isin(observation_hashes(model, adata), model.ledger[-1].contents)
+    else:
+        seen = np.isin(ids(adata, library_key=model._library_key), model.ledger[-1].ids)
+    return {**found, "n_obs_seen_in_training": int(seen.sum())}

@@ -32,19 +32,11 @@ class MaskedTiles(NamedTuple):
     predicted: np.ndarray
 
 
-def need_trained(model: "ImageMAE") -> None:
-    """Raise a RuntimeError where the model is not trained."""
-    if not model.is_trained_:
-        raise RuntimeError("The model is not trained. Run `model.train()` first.")
-
-
 def read(
     model: "ImageMAE", adata: "AnnData | None", *, rows: Any = None, image: Any = None, slides: "Mapping[str, Slide] | None" = None
 ) -> TileDataset:
     """Return the planned tiles of ``adata``; a ValueError where their scale or size is not one that the model reads."""
-    adata = model.adata if adata is None else adata
-    if adata is None:
-        raise ValueError("The model was loaded without data. Pass `adata`, or load it with `ImageMAE.load(path, adata)`.")
+    adata = model.need_adata(adata)
     check(model, adata)
     return TileDataset(adata, rows=rows, image=image, slides=slides, key=model._tiles_key)
 
@@ -68,7 +60,7 @@ def check(model: "ImageMAE", adata: "AnnData") -> None:
 @torch.inference_mode()
 def embed(model: "ImageMAE", adata: "AnnData | None", *, image: Any, slides: "Mapping[str, Slide] | None", batch_size: int) -> np.ndarray:
     """Return the embedding of every observation's tiles, float32 (n_obs, fields x features)."""
-    need_trained(model)
+    model.need_trained()
     batch_size = validate.whole(batch_size, "batch_size")
     tiles = read(model, adata, image=image, slides=slides)
     model.module.eval()
@@ -83,7 +75,7 @@ def reconstruct(
     model: "ImageMAE", adata: "AnnData | None", *, rows: Any, image: Any, slides: "Mapping[str, Slide] | None", rng: _rng.RngLike
 ) -> MaskedTiles:
     """Return tiles of the first field with what the model makes of a part of them."""
-    need_trained(model)
+    model.need_trained()
     found = read(model, adata, rows=rows, image=image, slides=slides)
     tiles: Tensor = found.__getitems__(range(len(found)))["image"][:, 0]
     patch, shape = model.options.patch, (found.spec.size_px, found.spec.size_px)

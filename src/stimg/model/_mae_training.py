@@ -1,9 +1,7 @@
 """How an image encoder is trained: random tiles of the tissue, what is held out, and the loop."""
 
 import logging
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,14 +9,14 @@ import torch
 
 from stimg._core import hashing
 from stimg._core import rng as _rng
-from stimg._core.ledger import merged
 from stimg.data.ledger import ids
 from stimg.data.random_tile_module import RandomTileModule
 from stimg.data.random_tiles import RandomTileDataset
 from stimg.data.tile_plan import plan_slide, tile_plan
 from stimg.image.augment_tiles import TileAugmentation
-from stimg.model import _fit, _kept, _mae_record
+from stimg.model import _fit, _mae_record
 from stimg.model._clip_split import split_pairs
+from stimg.model._fit import Loop
 from stimg.plan.callbacks import EpochHistory
 from stimg.plan.masked_tiles import MaskedTilePlan
 from stimg.plan.steps import StepPlan
@@ -39,26 +37,16 @@ _TILES = ("reach_um", "in_memory")
 
 def train(
     model: "ImageMAE",
+    loop: Loop,
     *,
-    max_epochs: int | None,
-    validation: str | Sequence[str] | None,
-    validation_fraction: float,
-    early_stopping: bool,
-    patience: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
     tiles_per_epoch: int | None,
     augment: bool | TileAugmentation,
     image: Any,
     slides: "Mapping[str, Slide] | None",
-    seed: int,
-    checkpoint_dir: Path | None,
     compile: bool = False,
     **kwargs: Any,
 ) -> None:
     """Train ``model`` in place; see :meth:`stimg.model.ImageMAE.train`."""
-    _fit.check(patience=patience, batch_size=batch_size, lr=lr, weight_decay=weight_decay)
     adata = model.adata
     spec = tile_plan(adata, model._tiles_key).spec
     if spec.mpp != model.spec.mpp or spec.fields != model.spec.fields:
@@ -68,14 +56,14 @@ def train(
         )
     split = split_pairs(
         adata,
-        validation=validation,
-        fraction=validation_fraction,
+        validation=loop.validation,
+        fraction=loop.validation_fraction,
         library_key=model._library_key,
         donor_key=model._donor_key,
-        rng=_rng.derive(seed, 0),
+        rng=_rng.derive(loop.seed, 0),
     )
     opened = _opened(model, split.train | split.validation, image, slides)
-    shared: dict[str, Any] = {"size_px": model.options.size_px, "slides": opened, "key": model._tiles_key, "seed": seed}
+    shared: dict[str, Any] = {"size_px": model.options.size_px, "slides": opened, "key": model._tiles_key, "seed": loop.seed}
     shared |= {name: kwargs.pop(name) for name in _TILES if name in kwargs}
     avoid = split.validation if split.validation.any() else None
     tiles = RandomTileDataset(adata, rows=split.train, avoid=avoid, n_tiles=tiles_per_epoch, augment=augment, **shared)
@@ -88,9 +76,8 @@ def train(
         for slide in opened.values():
             if tiles.in_memory:
                 slide.close()  # what was decoded whole is not needed any more
-    data = RandomTileModule(tiles, val, batch_size=batch_size, **{name: kwargs.pop(name) for name in _LOADER if name in kwargs})
-    steps = math.ceil(len(tiles) / batch_size)
-    epochs = min(MOST_EPOCHS, math.ceil(STEPS / steps)) if max_epochs is None else max_epochs
+    data = RandomTileModule(tiles, val, batch_size=loop.batch_size, **{name: kwargs.pop(name) for name in _LOADER if name in kwargs})
+    loop = loop.over(len(tiles), steps=STEPS, most=MOST_EPOCHS)
     names = ids(adata, library_key=model._library_key)
     record = {
         **model.options.to_dict(),
@@ -101,43 +88,18 @@ def train(
         "augment": str(augment),
         "tiles_per_epoch": len(tiles),
         "reach_um": shared.get("reach_um"),
-        **{"max_epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "rng": seed},
     }
 
     def make_plan() -> MaskedTilePlan:
         if not model.is_trained_:
-            initialise(model, tiles, seed)
-        options: dict[str, Any] = {"max_epochs": epochs, "steps_per_epoch": steps, "seed": seed, "compile": compile}
-        return MaskedTilePlan(model.module, lr=lr, weight_decay=weight_decay, **options)
+            initialise(model, tiles, loop.seed)
+        return MaskedTilePlan(model.module, compile=compile, **loop.of_plan())
 
     def keep(plan: StepPlan, history: EpochHistory) -> None:
-        if plan.best is not None:
-            model.module.load_state_dict(plan.best)
-        own = model.ledger[-1]
-        new = _mae_record.seen(model, split.train | split.validation, images)
-        model.ledger = (*model.ledger[:-1], merged([own, new], who=own.who, kind=own.kind))
-        model.history_ = _kept.tables(history.curves)
-        model.best_epoch_ = history.first + plan.best_epoch if plan.best_epoch >= 0 else -1
-        model.is_trained_ = True
-        model.module.eval()
-        model.train_indices_, model.validation_indices_, model.test_indices_ = data.train_idx, data.val_idx, np.empty(0, dtype=np.int64)
+        _fit.finish(model, plan, data, history, _mae_record.seen(model, split.train | split.validation, images))
 
     try:
-        _fit.fit(
-            model,
-            data,
-            make_plan,
-            keep,
-            max_epochs=epochs,
-            steps=steps,
-            validated=val is not None,
-            early_stopping=early_stopping,
-            patience=patience,
-            seed=seed,
-            checkpoint_dir=checkpoint_dir,
-            record=record,
-            **kwargs,
-        )
+        _fit.run(model, loop, data, make_plan, keep, record=record, **kwargs)
     finally:
         for each in (tiles, *([] if val is None else [val])):
             each.release()  # the trainer, and with it the model, holds on to them

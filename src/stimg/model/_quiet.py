@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import lightning.pytorch  # noqa: F401
 import scvi  # noqa: F401  both set up their loggers when they are imported
 
-LOGGERS = ("lightning.pytorch", "lightning.fabric", "scvi")
+LOGGERS = ("lightning.pytorch", "lightning.fabric", "scvi", "drvi.scvi_tools_based")
 WARNINGS = (
     ".*LeafSpec.*",  # Lightning with a recent torch
+    r"Found \d+ module\(s\) in eval mode.*",  # Lightning's: a frozen encoder is meant to be
     "early_stopping was automatically disabled due to the use of DDP",  # scvi-tools', which is not the one used here
 )
 

@@ -1,10 +1,8 @@
 """How STMAE is trained, and what of a training is kept."""
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +13,9 @@ from stimg._core import rng as _rng
 from stimg.data.module import CropDataModule
 from stimg.data.slots import raster_libraries
 from stimg.data.statistics import gene_statistics, principal_axes
-from stimg.model import _fit, _inference, _record
-from stimg.model._fit import CHECKPOINT
+from stimg.model import _fit, _inference, _kept, _record
+from stimg.model._fit import CHECKPOINT, Loop
+from stimg.model._seeded import seeded
 from stimg.model._split import split_observations
 from stimg.nn import STMAEModule
 from stimg.plan import MaskedPlan
@@ -32,31 +31,15 @@ _DATA = ("num_workers", "augment", "max_samples_per_epoch", "max_val_samples", "
 _DRAWS = ("augment", "max_samples_per_epoch", "max_val_samples")
 
 
-def train(
-    model: "STMAE",
-    *,
-    max_epochs: int | None,
-    validation: str | Sequence[str] | None,
-    validation_fraction: float,
-    early_stopping: bool,
-    patience: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    seed: int,
-    checkpoint_dir: Path | None,
-    compile: bool = False,
-    **kwargs: Any,
-) -> None:
+def train(model: "STMAE", loop: Loop, *, compile: bool = False, **kwargs: Any) -> None:
     """Train ``model`` in place; see :meth:`stimg.model.STMAE.train`."""
-    _fit.check(patience=patience, batch_size=batch_size, lr=lr, weight_decay=weight_decay)
     adata = model.adata
     split = split_observations(
         raster_libraries(adata, library_key=model._library_key),
         adata.n_obs,
-        validation=validation,
-        fraction=validation_fraction,
-        rng=_rng.derive(seed, 0),
+        validation=loop.validation,
+        fraction=loop.validation_fraction,
+        rng=_rng.derive(loop.seed, 0),
     )
     train_libraries = _inference.read(model, adata, rows=split.train)
     if not any(library.store.nnz for library in train_libraries):
@@ -73,20 +56,17 @@ def train(
         val_crop=replace(model.crop, min_occupied=1),
         rule=rule,
         n_channels=n_channels,
-        batch_size=batch_size,
-        seed=seed,
+        batch_size=loop.batch_size,
+        seed=loop.seed,
         **data_options,
     )
-    steps = math.ceil(len(data.train_dataset) / batch_size)
-    if max_epochs is None:
-        max_epochs = min(MOST_EPOCHS, math.ceil(STEPS / steps))
-    hashes = _record.observation_hashes(model, adata)
+    loop = loop.over(len(data.train_dataset), steps=STEPS, most=MOST_EPOCHS)
+    hashes = _kept.observation_hashes(model, adata)
     record = {
         **model.options.to_dict(),
         "genes": hashing.of_strings(model.genes),
         "training observations": hashing.of_array(hashes[split.train]),
         "validation observations": hashing.of_array(hashes[split.validation]),
-        **{"max_epochs": max_epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "rng": seed},
         **{name: data_options.get(name) for name in _DRAWS},
     }
 
@@ -99,27 +79,17 @@ def train(
             model.module,
             train_offsets=_inference.offsets(model, train_libraries),
             val_offsets=_inference.offsets(model, val_libraries) if val_libraries else None,
-            max_epochs=max_epochs,
-            steps_per_epoch=steps,
-            lr=lr,
-            weight_decay=weight_decay,
-            seed=seed,
             compile=compile,
+            **loop.of_plan(),
         )
 
     rows = split.train | split.validation
-    _fit.fit(
+    _fit.run(
         model,
+        loop,
         data,
         make_plan,
         lambda plan, history: _fit.settle(model, plan, data, history, rows, library_key=model._library_key),
-        max_epochs=max_epochs,
-        steps=steps,
-        validated=val_libraries is not None,
-        early_stopping=early_stopping,
-        patience=patience,
-        seed=seed,
-        checkpoint_dir=checkpoint_dir,
         record=record,
         attributes=("statistics",),
         **kwargs,
@@ -146,6 +116,5 @@ def _initialise(model: "STMAE", train_libraries: Sequence[Any]) -> None:
         name: torch.from_numpy(np.array(getattr(statistics, field)))
         for name, field in zip(("mean", "composition", "spread"), _record.STATISTICS, strict=True)
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs too
+    with seeded(0):
         module.initialise(**tensors, **parts)

@@ -28,6 +28,13 @@ class ImageGeneCLIPOptions:
         wide and a few thousand pairs are few: without, the head learns the training pairs by heart.
     gene_components
         Most principal axes for ``gene_encoder="pca"``.
+    init
+        Where the heads start: ``"random"``, or ``"cca"``: at the canonical correlation of the two sides of the training pairs, with linear or
+        residual heads and a gene side that is finished or has ``gene_encoder="pca"``. Short trainings, or none to speak of, then do.
+    init_components
+        Most directions of ``init="cca"``; the other columns of the joint space are zero on both sides, and stay so with linear heads.
+    init_penalty
+        Ridge on each side of ``init="cca"``, in units of the mean variance of its columns.
     n_hidden, n_layers
         Width of hidden layers, and their number in the gene encoder.
     dropout
@@ -75,6 +82,9 @@ class ImageGeneCLIPOptions:
     gene_encoder: str = "pca"
     image_components: int | None = 64
     gene_components: int = 50
+    init: str = "random"
+    init_components: int = 8
+    init_penalty: float = 1.0
     n_hidden: int = 256
     n_layers: int = 1
     dropout: float = 0.2
@@ -105,12 +115,13 @@ class ImageGeneCLIPOptions:
         validate.one_of(self.loss, ("clip", "siglip"), "loss")
         validate.one_of(self.sampling, ("mixed", "balanced", "within"), "sampling")
         validate.one_of(self.tuning, ("frozen", "lora", "full"), "tuning")
-        for name in ("n_dim", "gene_components", "n_hidden", "lora_rank"):
+        validate.one_of(self.init, ("random", "cca"), "init")
+        for name in ("n_dim", "gene_components", "init_components", "n_hidden", "lora_rank"):
             validate.whole(getattr(self, name), name)
         validate.whole(self.n_layers, "n_layers", least=0)
         if self.image_components is not None:
             validate.whole(self.image_components, "image_components")
-        for name in ("temperature", "lora_alpha", "encoder_rate", "adversarial_weight"):
+        for name in ("temperature", "lora_alpha", "encoder_rate", "adversarial_weight", "init_penalty"):
             validate.positive(getattr(self, name), name)
         if not 0.01 <= self.temperature <= 1:
             raise ValueError(f"temperature={self.temperature} is not in [0.01, 1], where it is kept in training. 0.07 to 0.2 is usual.")
@@ -124,6 +135,10 @@ class ImageGeneCLIPOptions:
         if self.augment and self.tuning == "frozen":
             raise ValueError(
                 "augment=True does not go with tuning='frozen', whose features are made once. Pass tuning='lora' or 'full', or augment=False."
+            )
+        if self.init == "cca" and "mlp" in (self.image_head, self.gene_head):
+            raise ValueError(
+                f"init='cca' starts linear maps, and image_head={self.image_head!r}, gene_head={self.gene_head!r} have none. Pass 'linear' or 'residual' for both."
             )
         self._check_batch()
         validate.number(self.siglip_bias, "siglip_bias")

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,17 +11,17 @@ import pandas as pd
 from stimg._core import hashing, keys, validate
 from stimg._core.ledger import Seen
 from stimg.data.ledger import recall, seen_of
+from stimg.model._head_axes import AxesMap
 from stimg.model._head_calibration import level_of
 from stimg.model._head_fit import Fitted, fit_features, fit_network
 from stimg.model._head_maps import ROWS, within
 from stimg.model._head_recipe import check_recipe, recipe_of
-from stimg.model._head_reference import LIBRARY_TODO, features_of, reference_of, shared_genes, tables_of
+from stimg.model._head_reference import LIBRARY_TODO, features_of, log_depth, log_values, reference_of, shared_genes, tables_of
+from stimg.model.head_options import FEATURES, KINDS, ExpressionHeadOptions
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-KINDS = ("ridge", "retrieval", "trained")
-FEATURES = "X_efficientnet_lite0"
 UNIT = "log1p_cp10k"
 
 
@@ -32,54 +31,6 @@ class PredictedGenes(NamedTuple):
     values: np.ndarray
     lower: np.ndarray | None
     upper: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class ExpressionHeadOptions:
-    """What a head is made of.
-
-    Parameters
-    ----------
-    kind
-        ``"ridge"``: a ridge regression on image features. ``"retrieval"``: the average of the observations of the reference whose expression lies
-        nearest to the image in a joint space. ``"trained"``: the expression decoder of a trained ``stimg.model.ImageGeneCLIP``.
-    features
-        Slots of ``obsm`` that are read, one or several; empty where a model reads the data.
-    centre
-        Whether features, and log values in the fit, are taken less the mean of their section: stain and depth of a section then do not matter,
-        and neither does what its composition says of its mean.
-    n_components
-        Principal components of the standardised features that are regressed on; None: all columns.
-    n_joint
-        Principal components of expression that are the joint space of ``"retrieval"`` without a model.
-    k, temperature
-        Nearest observations of ``"retrieval"``, and the temperature of the softmax of their cosines that weighs them.
-    """
-
-    kind: str = "ridge"
-    features: tuple[str, ...] = (FEATURES,)
-    centre: bool = True
-    n_components: int | None = 256
-    n_joint: int = 16
-    k: int = 50
-    temperature: float = 0.3
-
-    def __post_init__(self) -> None:
-        validate.one_of(self.kind, KINDS, "kind")
-        for name in ("n_joint", "k"):
-            validate.whole(getattr(self, name), name)
-        if self.n_components is not None:
-            validate.whole(self.n_components, "n_components")
-        validate.positive(self.temperature, "temperature")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values; :meth:`from_dict` is the inverse."""
-        return {**asdict(self), "features": list(self.features)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ExpressionHeadOptions":
-        """Return the options of :meth:`to_dict`'s values, also after a round trip through JSON."""
-        return cls(**{**values, "features": tuple(values["features"])})
 
 
 class ExpressionHead:
@@ -110,11 +61,13 @@ class ExpressionHead:
         ledger: Sequence[Seen],
         recipe: Mapping[str, Mapping[str, Any]],
         library_key: str = keys.LIBRARY,
+        layer: str | None = None,
         network: Any = None,
     ) -> None:
         self.options, self.genes = options, pd.Index([str(gene) for gene in genes])
         self.map, self.calibration, self.n_features = fitted.map, fitted.calibration, fitted.n_features
-        self.ledger, self.recipe, self.library_key, self.network = tuple(ledger), dict(recipe), library_key, network
+        self.ledger, self.recipe, self.network = tuple(ledger), dict(recipe), network
+        self.library_key, self.layer = library_key, layer
 
     @classmethod
     def fit(
@@ -124,6 +77,7 @@ class ExpressionHead:
         features: str | Sequence[str] = FEATURES,
         genes: Sequence[str] | None = None,
         kind: str = "ridge",
+        expression: "AnnData | Sequence[AnnData] | None" = None,
         model: Any = None,
         centre: bool = True,
         n_components: int | None = 256,
@@ -146,6 +100,9 @@ class ExpressionHead:
             Genes to predict; None: all that every section measured and that have a count, but for control probes.
         kind, centre, n_components, n_joint, k
             As for :class:`ExpressionHeadOptions`.
+        expression
+            Further sections with counts, whether or not they have an image, from which ``"axes"`` learns what expression varies along, and nothing
+            about images. A gene that one of them did not measure counts as zero there.
         model
             A trained ``stimg.model.ImageGeneCLIP``: with ``kind="retrieval"`` its joint space is used; with ``kind="trained"`` its decoder, and the
             reference only serves to calibrate it, so that it must not have been seen by the model.
@@ -182,13 +139,18 @@ class ExpressionHead:
         ('donor', (192, 2))
         """
         tables = tables_of(reference)
+        more = [] if expression is None else tables_of(expression, what="expression")
         slots = () if model is not None else tuple(validate.names(features))
         validate.one_of(kind, KINDS, "kind")
         if model is None and kind == "trained":
             raise ValueError("kind='trained' needs a trained model. Pass `model=`, or kind='ridge' or 'retrieval'.")
-        if model is not None and kind == "ridge":
+        if model is not None and kind in ("ridge", "axes"):
             raise ValueError(
-                "kind='ridge' regresses on features and reads no model. Pass kind='trained' or 'retrieval', or leave the model out."
+                f"kind={kind!r} regresses on features and reads no model. Pass kind='trained' or 'retrieval', or leave the model out."
+            )
+        if more and kind != "axes":
+            raise ValueError(
+                f"kind={kind!r} learns nothing from sections without image features. Pass kind='axes', or leave expression= out."
             )
         if model is None and not slots:
             raise ValueError("features is empty; wanted at least one slot of adata.obsm.")
@@ -197,8 +159,8 @@ class ExpressionHead:
         recipe = recipe_of(tables[0], slots)
         for each in tables[1:]:
             check_recipe(each, recipe)
-        ref, _ = reference_of(tables, wanted, layer=layer, library_key=library_key, donor_key=donor_key)
         columns: dict[str, Any] = {"layer": layer, "library_key": library_key, "donor_key": donor_key}
+        ref = reference_of(tables, wanted, more=more, **columns)
         if model is None:
             widths = {each.obsm[key].shape[1] for key in slots for each in tables if key in each.obsm}
             x = [features_of(each, slots) for each in tables]
@@ -210,9 +172,11 @@ class ExpressionHead:
         else:
             fitted = fit_network(tables, wanted, ref, options, model, **columns)
         who = f"{kind} head"
-        ledger = [seen_of(each, who=who, kind="model", genes=wanted, **columns) for each in tables]
+        ledger = [
+            seen_of(each, who=who, kind="model", genes=[g for g in wanted if g in each.var_names], **columns) for each in [*tables, *more]
+        ]
         ledger += _once([*(seen for each in tables for seen in recall(each, only=slots)), *([] if model is None else recall(model))])
-        return cls(options, wanted, fitted, ledger=ledger, recipe=recipe, library_key=library_key, network=model)
+        return cls(options, wanted, fitted, ledger=ledger, recipe=recipe, library_key=library_key, layer=layer, network=model)
 
     @classmethod
     def of_model(cls, model: Any, *, genes: Sequence[str] | None = None) -> "ExpressionHead":
@@ -285,8 +249,46 @@ class ExpressionHead:
         column = validate.obs(adata, library_key, todo=LIBRARY_TODO).astype(str)
         return within(x, pd.factorize(column)[0], centre=self.options.centre)
 
-    def identity(self) -> dict[str, Any]:
-        """Return what a record of a prediction says of the head."""
+    def get_image_embedding(self, adata: "AnnData") -> np.ndarray:
+        """Return the image side of the joint space of ``kind="axes"``, float32 (n_obs, 1 + axes): latents that the image tells of.
+
+        Each latent has unit variance in the reference, times its correlation with the truth where groups were left out, so that those an image
+        does not tell weigh little in a cosine. See :func:`stimg.tl.align` and :func:`stimg.tl.retrieve`, which take a head as their model.
+
+        Raises
+        ------
+        ValueError
+            For a head of another kind; and as :meth:`predict`.
+        """
+        map_ = self._axes()
+        return map_.joint(map_.prepare(self._query(adata, self.library_key)), predicted=True)
+
+    def get_gene_embedding(self, adata: "AnnData") -> np.ndarray:
+        """Return the expression side of the joint space of ``kind="axes"``, float32 (n_obs, 1 + axes).
+
+        Raises
+        ------
+        KeyError
+            For genes that span the axes and were not measured, or a missing column with the section.
+        ValueError
+            For a head of another kind.
+        """
+        map_ = self._axes()
+        genes = [str(g) for g in self.genes[map_.axes.judged]]
+        validate.genes(genes, adata.var_names, what="genes that span the axes", todo="Embed sections that measured them.")
+        column = validate.obs(adata, self.library_key, todo=LIBRARY_TODO).astype(str)
+        values, depth = log_values(adata, genes, self.layer), log_depth(adata, self.layer)
+        return map_.joint(map_.axes.latents(values, depth, pd.factorize(column)[0], centre=self.options.centre), predicted=False)
+
+    def _axes(self) -> AxesMap:
+        if not isinstance(self.map, AxesMap):
+            raise ValueError(
+                f"a head of kind={self.options.kind!r} has no joint space of its own. Fit one with kind='axes', or align a model."
+            )
+        return self.map
+
+    def identity(self, adata: "AnnData | None" = None) -> dict[str, Any]:
+        """Return what a record of a prediction says of the head, the same for any data."""
         arrays = {} if self.map is None else self.map.arrays()
         parts = [hashing.of_array(arrays[name]) for name in sorted(arrays)]
         calibration = {} if self.calibration is None else {f"calibration_{k}": v for k, v in self.calibration.facts().items()}

@@ -1,6 +1,5 @@
 """ImageGeneCLIP: image and expression of the same place, in one space."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from stimg._core import rng as _rng
-from stimg.model import _card, _clip_export, _clip_inference, _clip_record, _clip_training, _saving
+from stimg.model import _clip_export, _clip_inference, _clip_record, _clip_training
 from stimg.model._clip_base import ClipBase
 from stimg.model._clip_inference import Retrieved
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from stimg.nn.image.encoder import ImageEncoder
 
-logger = logging.getLogger(__name__)
 LIMITS = (
     "It reads images at the scale and through the encoder named above; others are refused where their record says so, and mislead where they have none.",
     "Expression predicted from an image is what such tissue expressed in the training data. What the image does not show is not predicted.",
@@ -44,8 +43,8 @@ class ImageGeneCLIP(ClipBase):
     options
         What the model is made of; see :class:`stimg.model.ImageGeneCLIPOptions`.
     encoder, encoder_path
-        Of a model that reads tiles: a loaded :class:`stimg.nn.image.ImageEncoder`, or where the weights of ``options.encoder`` are. None: as
-        :func:`stimg.nn.image.load_image_encoder` finds them.
+        Of a model that reads tiles: the name of an encoder, or a loaded :class:`stimg.nn.image.ImageEncoder`, which becomes a part of the model; and
+        where the weights are. None: that of ``options.encoder``, as :func:`stimg.nn.image.load_image_encoder` finds it.
     **changes
         Fields of ``options`` to change, such as ``loss="siglip"``.
 
@@ -59,7 +58,13 @@ class ImageGeneCLIP(ClipBase):
     >>> model.train(max_epochs=1, validation=None, enable_progress_bar=False)
     >>> model.get_image_embedding().shape[1]
     8
+
+    Notes
+    -----
+    What ``model.scores_`` holds, a dict of scores by protocol, is written on the card of a saved model.
     """
+
+    _limits = LIMITS
 
     def train(
         self,
@@ -117,23 +122,7 @@ class ImageGeneCLIP(ClipBase):
         -----
         A training that fails or is interrupted leaves the model as it was; with ``checkpoint_dir``, the same call goes on from the last epoch.
         """
-        if self.adata is None:
-            raise ValueError("The model has no adata to train on. Load it with `ImageGeneCLIP.load(path, adata)`.")
-        _clip_training.train(
-            self,
-            max_epochs=max_epochs,
-            validation=validation,
-            validation_fraction=validation_fraction,
-            early_stopping=early_stopping,
-            monitor=monitor,
-            patience=patience,
-            batch_size=batch_size,
-            lr=lr,
-            weight_decay=weight_decay,
-            seed=_rng.as_seed(rng),
-            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
-            **trainer_kwargs,
-        )
+        _clip_training.train(self, monitor=monitor, **self._loop(locals()).arguments(), **trainer_kwargs)
 
     def get_image_embedding(self, adata: "AnnData | None" = None, *, normalise: bool | None = None, batch_size: int = 4096) -> np.ndarray:
         """Return the embedding of the image of every observation, float32 (n_obs, n_dim); ``adata`` needs no counts and no genes.
@@ -302,19 +291,8 @@ class ImageGeneCLIP(ClipBase):
         """
         return _clip_export.to_lazyslide(self, name, head, reference)
 
-    def save(self, dir_path: str | Path, overwrite: bool = False) -> None:  # type: ignore[override]
-        """Write ``model.safetensors``, ``model.json`` and a model card, ``README.md``, into ``dir_path``, whole or not at all.
-
-        The data are not saved. Under distributed training every rank may call it; the first one writes. What ``model.scores_`` holds, a dict of
-        scores by protocol, is written on the card.
-        """
-        _clip_inference.need_trained(self)
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
-            return
-        tensors, record = _clip_record.contents(self)
-        texts = {_card.NAME: _card.card(self, record, limits=LIMITS)}
-        _saving.write(Path(dir_path), tensors, record, overwrite=overwrite, texts=texts)
-        logger.info("Saved %d genes, %d weights to %s", len(self.genes), sum(p.numel() for p in self.module.parameters()), dir_path)
+    def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return _clip_record.contents(self)
 
     @classmethod
     def load(  # type: ignore[override]

@@ -1,44 +1,38 @@
 """ImageMAE: a masked autoencoder of H&E tiles, small enough to be trained on a laptop's processor."""
 
-import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
-import torch
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField
-from scvi.model.base import BaseModelClass
 
 from stimg._core import keys, validate
 from stimg._core import rng as _rng
 from stimg._core.ledger import Seen
-from stimg.data.tables import table_of
 from stimg.data.tile_plan import tile_plan
 from stimg.image.augment_tiles import TileAugmentation
 from stimg.image.spec import TileSpec
-from stimg.model import _mae_inference, _mae_record, _mae_training, _saving
+from stimg.model import _mae_inference, _mae_training
+from stimg.model._common import Common
 from stimg.model._mae_inference import MaskedTiles
+from stimg.model._seeded import seeded
 from stimg.model.mae_options import ImageMAEOptions
 from stimg.nn.image.encoder import ImageEncoder
 from stimg.nn.image.mae import MAEFeatures, MAEModule
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from spatialdata import SpatialData
 
     from stimg.image.slide import Slide
 
-logger = logging.getLogger(__name__)
 CARD = "image_mae"
 
 
-class ImageMAE(BaseModelClass):
+class ImageMAE(Common):
     """Masked autoencoder of image tiles (He et al. 2022, arXiv 2111.06377): learns from tissue alone, without labels or counts.
 
     Training tiles lie anywhere on the tissue around the observations, not at the observations alone. The trained model is an encoder for
@@ -67,6 +61,8 @@ class ImageMAE(BaseModelClass):
     """
 
     module: MAEModule
+    _setup_names = ("tiles_key", "library_key", "donor_key")
+    _record_fields = ("tiles",)
 
     def __init__(
         self,
@@ -116,55 +112,20 @@ class ImageMAE(BaseModelClass):
         ValueError
             For views, and objects without observations.
         """
-        if adata.is_view:
-            raise ValueError("adata is a view of another object; set up `adata.copy()` instead.")
-        if not adata.n_obs:
-            raise ValueError("adata has no observations; wanted at least one.")
+        cls._refuse_view(adata)
         tile_plan(adata, tiles_key)
         validate.obs(adata, library_key, todo="Name the library of every observation.")
-        arguments = cls._get_setup_method_args(cls=cls, adata=adata, tiles_key=tiles_key, library_key=library_key, donor_key=donor_key)
-        manager = AnnDataManager(fields=[CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, library_key)], setup_method_args=arguments)
-        manager.register_fields(adata)
-        cls.register_manager(manager)
-
-    @classmethod
-    def setup_spatialdata(cls, sdata: "SpatialData", *, table_key: str = "table", **options: Any) -> None:
-        """Do :meth:`setup_anndata` for the table ``sdata.tables[table_key]``, which is then the ``adata`` of the model.
-
-        Images that are elements of ``sdata`` are not reached from the table: pass them as ``image=`` or ``slides=`` to :meth:`train`.
-        """
-        cls.setup_anndata(table_of(sdata, table_key), **options)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.module.parameters()).device
-
-    @property
-    def _setup(self) -> dict[str, Any]:
-        return self.registry_["setup_args"]
+        fields = [CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, library_key)]
+        cls._register(adata, fields, tiles_key=tiles_key, library_key=library_key, donor_key=donor_key)
 
     @property
     def _tiles_key(self) -> str:
         return self._setup["tiles_key"]
 
-    @property
-    def _library_key(self) -> str:
-        return self._setup["library_key"]
-
-    @property
-    def _donor_key(self) -> str | None:
-        return self._setup["donor_key"]
-
-    @property
-    def _layer(self) -> str | None:
-        return None
-
     def _make_module(self, seed: int = 0) -> MAEModule:
         sizes = self.options.to_dict()
         del sizes["size_px"]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
+        with seeded(seed):
             return MAEModule(**sizes)
 
     def train(
@@ -229,32 +190,14 @@ class ImageMAE(BaseModelClass):
         -----
         A training that fails or is interrupted leaves the model as it was; with ``checkpoint_dir``, the same call goes on from the last epoch.
         """
-        if self.adata is None:
-            raise ValueError("The model has no adata to train on. Load it with `ImageMAE.load(path, adata)`.")
-        _mae_training.train(
-            self,
-            max_epochs=max_epochs,
-            validation=validation,
-            validation_fraction=validation_fraction,
-            early_stopping=early_stopping,
-            patience=patience,
-            batch_size=batch_size,
-            lr=lr,
-            weight_decay=weight_decay,
-            tiles_per_epoch=tiles_per_epoch,
-            augment=augment,
-            image=image,
-            slides=slides,
-            seed=_rng.as_seed(rng),
-            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
-            **trainer_kwargs,
-        )
+        tiles = {"tiles_per_epoch": tiles_per_epoch, "augment": augment, "image": image, "slides": slides}
+        _mae_training.train(self, self._loop(locals()), **tiles, **trainer_kwargs)
 
     def get_image_encoder(self) -> ImageEncoder:
         """Return the trained encoder with its card, as :func:`stimg.tl.embed_image` uses it; it shares the weights of the model."""
         from stimg.zoo.image import IMAGE
 
-        _mae_inference.need_trained(self)
+        self.need_trained()
         card = replace(
             IMAGE[CARD],
             n_features=self.module.n_features,
@@ -318,36 +261,13 @@ class ImageMAE(BaseModelClass):
         """
         return _mae_inference.reconstruct(self, adata, rows=rows, image=image, slides=slides, rng=rng)
 
-    def save(self, dir_path: str | Path, overwrite: bool = False) -> None:  # type: ignore[override]
-        """Write ``model.safetensors`` and ``model.json`` into ``dir_path``, whole or not at all.
-
-        Saved are weights, options, scale of the tiles, names of the training observations, hashes of the images that were read, and the history. The
-        data are not saved. Under distributed training every rank may call it; the first one writes.
-        """
-        _mae_inference.need_trained(self)
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
-            return
-        tensors, record = _mae_record.contents(self)
-        _saving.write(Path(dir_path), tensors, record, overwrite=overwrite)
-        logger.info("Saved %d weights to %s", sum(p.numel() for p in self.module.parameters()), dir_path)
+    def _facts(self) -> dict[str, Any]:
+        return {"tiles": self.spec.to_dict()}
 
     @classmethod
-    def load(cls, dir_path: str | Path, adata: "AnnData | None" = None, *, device: str | torch.device = "cpu") -> "ImageMAE":  # type: ignore[override]
-        """Return the model that :meth:`save` wrote; nothing is unpickled.
+    def _from_record(cls, record: Mapping[str, Any], **options: Any) -> Self:
+        made, spec = ImageMAEOptions.from_dict(record["options"]), TileSpec.from_dict(record["tiles"])
+        return cls(None, options=made, registry=record["registry"], spec=spec, **options)
 
-        ``adata``, where given, is set up as the training data were: its tiles must be planned at such a scale. Without it the model reads the
-        objects passed to its methods.
-        """
-        return _mae_record.load(cls, Path(dir_path), adata, torch.device(device))
-
-    def identity(self, adata: "AnnData") -> dict[str, Any]:
-        """Return what a record of a result should say of this model: class, hash of the weights, and how many of the rows of ``adata`` it was trained on."""
-        return _mae_record.identity(self, adata)
-
-    def epochs(self) -> int:
-        """Return the number of epochs trained."""
-        return max((len(table) for table in (self.history_ or {}).values()), default=0)
-
-    def is_finite(self) -> bool:
-        """Return whether every weight is a finite number."""
-        return all(math.isfinite(float(p.detach().abs().max())) for p in self.module.parameters())
+    def _accept(self, adata: "AnnData") -> None:
+        _mae_inference.check(self, adata)

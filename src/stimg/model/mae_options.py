@@ -1,15 +1,14 @@
 """The frozen parameter set of ImageMAE."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 from stimg._core import validate
+from stimg.model._options import Options
 from stimg.nn.image.mae import POOLING, SPACES, TURNS
 
 
 @dataclass(frozen=True)
-class ImageMAEOptions:
+class ImageMAEOptions(Options):
     """What a masked autoencoder of image tiles is made of. Changing one field gives another model.
 
     Parameters
@@ -80,20 +79,3 @@ class ImageMAEOptions:
             )
         if not 0 <= validate.number(self.dropout, "dropout") < 1:
             raise ValueError(f"dropout={self.dropout} is not in [0, 1).")
-
-    def changed(self, **changes: Any) -> "ImageMAEOptions":
-        """Return a copy with ``changes``; an unknown field is a TypeError that lists the known ones."""
-        known = [f.name for f in fields(self)]
-        unknown = sorted(set(changes) - set(known))
-        if unknown:
-            raise TypeError(f"ImageMAE has no option {unknown}; it has {known}.")
-        return replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values; :meth:`from_dict` is the inverse."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ImageMAEOptions":
-        """Return the options of :meth:`to_dict`'s values, also after a round trip through JSON."""
-        return cls().changed(**values)

@@ -1,17 +1,16 @@
 """The frozen parameter set of STMAE."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 from stimg._core import validate
 from stimg.image.spec import CropSpec
+from stimg.model._options import Options
 
 VARIANTS = ("intended", "released")
 
 
 @dataclass(frozen=True)
-class STMAEOptions:
+class STMAEOptions(Options):
     """What a masked autoencoder of ST images is made of. Changing one field gives another model.
 
     Parameters
@@ -107,21 +106,3 @@ class STMAEOptions:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} is not in [0, 1).")
         CropSpec(self.crop_size, self.min_occupied, self.coverage)
-
-    def changed(self, **changes: Any) -> "STMAEOptions":
-        """Return a copy with ``changes``; an unknown field is a TypeError that lists the known ones."""
-        known = [f.name for f in fields(self)]
-        unknown = sorted(set(changes) - set(known))
-        if unknown:
-            raise TypeError(f"STMAE has no option {unknown}; it has {known}.")
-        return replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values; :meth:`from_dict` is the inverse."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "STMAEOptions":
-        """Return the options of :meth:`to_dict`'s values, also after a round trip through JSON."""
-        turned = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls().changed(**turned)

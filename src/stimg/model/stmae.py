@@ -1,37 +1,31 @@
 """STMAE: a masked autoencoder of ST images."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
-import torch
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
-from scvi.model.base import BaseModelClass
+from torch import Tensor
 
 from stimg._core import keys, validate
 from stimg._core import rng as _rng
 from stimg._core.ledger import Seen
 from stimg.data.slots import raster_libraries
 from stimg.data.statistics import GeneStatistics
-from stimg.data.tables import table_of
 from stimg.image.spec import CropSpec, RasterSpec
-from stimg.model import _card, _inference, _kept, _record, _saving, _training
+from stimg.model import _inference, _record, _training
 from stimg.model._common import Common
+from stimg.model._seeded import seeded
 from stimg.model._vocabulary import chosen_by, vocabulary
 from stimg.model.options import STMAEOptions
 from stimg.nn import MaskSpec, ReleasedMAE, STMAEModule
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from spatialdata import SpatialData
 
-logger = logging.getLogger(__name__)
-PITCH_TOLERANCE = 0.05
 LIMITS = (
     "It reads counts on the lattices and at the pitches that it was trained on, and no image.",
     "Values of genes that were not measured are predictions: they follow what such tissue looked like in the training data.",
@@ -47,7 +41,7 @@ class _RasterPosition(ObsmField):
         return ["row", "col"]
 
 
-class STMAE(Common, BaseModelClass):
+class STMAE(Common):
     """Masked autoencoder of ST images: learns from crops whose values are partly hidden (Zhu et al. 2026, arXiv 2603.13432).
 
     Parameters
@@ -72,7 +66,15 @@ class STMAE(Common, BaseModelClass):
     >>> model.train(max_epochs=1, enable_progress_bar=False)
     >>> model.get_latent_representation().shape[1]
     16
+
+    Notes
+    -----
+    A saved model has in addition the crop, lattices and pitches, and the gene statistics of the training data.
     """
+
+    _setup_names = ("layer", "library_key")
+    _record_fields = _record.FIELDS
+    _limits = LIMITS
 
     def __init__(
         self,
@@ -122,27 +124,16 @@ class STMAE(Common, BaseModelClass):
             For values that are no counts, and for views.
         """
         validate.not_empty(adata)
-        if adata.is_view:
-            raise ValueError("adata is a view of another object; set up `adata.copy()` instead.")
+        cls._refuse_view(adata)
         validate.counts(adata, layer)
         validate.unique_names(adata.var_names, "gene names", todo="Run `adata.var_names_make_unique()` or add up the duplicates.")
         raster_libraries(adata, library_key=library_key)
-        arguments = cls._get_setup_method_args(cls=cls, adata=adata, layer=layer, library_key=library_key)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),  # the check is done above, on all values and without chance
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, library_key),
             _RasterPosition("raster_position", keys.RC),
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=arguments)
-        manager.register_fields(adata)
-        cls.register_manager(manager)
-
-    @classmethod
-    def setup_spatialdata(
-        cls, sdata: "SpatialData", *, table_key: str = "table", layer: str | None = None, library_key: str = keys.LIBRARY
-    ) -> None:
-        """Do :meth:`setup_anndata` for the table ``sdata.tables[table_key]``, which is then the ``adata`` of the model."""
-        cls.setup_anndata(table_of(sdata, table_key), layer=layer, library_key=library_key)
+        cls._register(adata, fields, layer=layer, library_key=library_key)
 
     def _adopt(self, specs: Sequence[RasterSpec]) -> None:
         """Remember the lattices, and turn ``crop_um`` into lattice steps."""
@@ -165,8 +156,7 @@ class STMAE(Common, BaseModelClass):
             "dropout": o.dropout,
             "mask": mask,
         }
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs too
+        with seeded(0):
             if o.variant == "released":
                 hidden = o.n_hidden or 4 * o.n_latent
                 return ReleasedMAE(
@@ -243,22 +233,7 @@ class STMAE(Common, BaseModelClass):
         -----
         A training that fails or is interrupted leaves the model as it was; with ``checkpoint_dir``, the same call goes on from the last epoch.
         """
-        if self.adata is None:
-            raise ValueError("The model has no adata to train on. Load it with `STMAE.load(path, adata)`.")
-        _training.train(
-            self,
-            max_epochs=max_epochs,
-            validation=validation,
-            validation_fraction=validation_fraction,
-            early_stopping=early_stopping,
-            patience=patience,
-            batch_size=batch_size,
-            lr=lr,
-            weight_decay=weight_decay,
-            seed=_rng.as_seed(rng),
-            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
-            **trainer_kwargs,
-        )
+        _training.train(self, self._loop(locals()), **trainer_kwargs)
 
     def get_latent_representation(
         self, adata: "AnnData | None" = None, *, mode: str = "tiles", overlap: int | None = None, batch_size: int = 32
@@ -309,39 +284,24 @@ class STMAE(Common, BaseModelClass):
         wanted = _inference.hidden_genes(self, adata, genes)
         return _inference.predict(self, adata, wanted, hidden=wanted, mode=mode, overlap=overlap, batch_size=batch_size)
 
-    def save(self, dir_path: str | Path, overwrite: bool = False) -> None:  # type: ignore[override]
-        """Write ``model.safetensors``, ``model.json`` and a model card, ``README.md``, into ``dir_path``, whole or not at all.
+    def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, record = super()._contents()
+        return {**tensors, **_record.tensors(self)}, record
 
-        Saved are weights, vocabulary, options, lattice and pitch, gene statistics, hashes of the training observations, and the history. The
-        data are not saved. Under distributed training every rank may call it; the first one writes.
-        """
-        _inference.need_trained(self)
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
-            return
-        tensors, record = _record.contents(self)
-        texts = {_card.NAME: _card.card(self, record, limits=LIMITS)}
-        _saving.write(Path(dir_path), tensors, record, overwrite=overwrite, texts=texts)
-        logger.info("Saved %d genes, %d weights to %s", len(self.genes), sum(p.numel() for p in self.module.parameters()), dir_path)
+    def _facts(self) -> dict[str, Any]:
+        return {"crop": list(self.crop.size), "rasters": self.rasters}
 
     @classmethod
-    def load(cls, dir_path: str | Path, adata: "AnnData | None" = None, *, device: str | torch.device = "cpu") -> "STMAE":  # type: ignore[override]
-        """Return the model that :meth:`save` wrote; nothing is unpickled.
-
-        ``adata``, where given, is set up as the training data were: it must share genes with the vocabulary and lie on such a lattice.
-        Without it the model reads the objects passed to its methods.
-        """
-        tensors, record = _saving.read(Path(dir_path), cls.__name__, _record.FIELDS)
-        _kept.check_genes(record, Path(dir_path))
-        model = cls(None, record["genes"], options=STMAEOptions.from_dict(record["options"]), registry=record["registry"])
+    def _from_record(cls, record: Mapping[str, Any], **options: Any) -> Self:
+        model = cls(None, record["genes"], options=STMAEOptions.from_dict(record["options"]), registry=record["registry"], **options)
         model.crop = CropSpec((int(record["crop"][0]), int(record["crop"][1])), model.options.min_occupied, model.options.coverage)
         model.rasters = record["rasters"]
         model.module = model._make_module()
-        _record.restore(model, tensors, record, Path(dir_path))
-        model.to_device(torch.device(device))
-        if adata is not None:
-            cls.setup_anndata(adata, **record["setup"])
-            _inference.read(model, adata)
-            model._adata = adata
-            model._adata_manager = model._get_most_recent_anndata_manager(adata, required=True)
-            model._register_manager_for_instance(model._adata_manager)
         return model
+
+    def _restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any], path: Path) -> None:
+        super()._restore(tensors, record, path)
+        self.statistics = _record.statistics_of(self, tensors)
+
+    def _accept(self, adata: "AnnData") -> None:
+        _inference.read(self, adata)

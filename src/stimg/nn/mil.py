@@ -106,11 +106,23 @@ class MILModule(nn.Module):
 
     def pool(self, items: Tensor, bag: Tensor, n_bags: int) -> tuple[Tensor, Tensor]:
         """Return the embedding of each bag, (n_bags, n_hidden), and the weight of each item, (n,)."""
-        embedded = self.embed(self.standardise(items))
+        return self._pool(self.embed(self.standardise(items)), bag, n_bags)
+
+    def _pool(self, embedded: Tensor, bag: Tensor, n_bags: int) -> tuple[Tensor, Tensor]:
         if self.attention is not None:
             return self.attention(embedded, bag, n_bags)  # type: ignore[no-any-return]
         weights = bag_softmax(embedded.new_zeros(len(bag)), bag, n_bags)
         return bag_sum(weights[:, None] * embedded, bag, n_bags), weights
+
+    def contributions(self, items: Tensor, bag: Tensor, n_bags: int) -> Tensor:
+        """Return what each item adds to the logits of its bag, less the mean over classes, (n, n_classes).
+
+        The pooled bag is read linearly, so the items of a bag and the bias add up to its logits, but for a number that is the same for all classes.
+        """
+        embedded = self.embed(self.standardise(items))
+        weights = self._pool(embedded, bag, n_bags)[1]
+        values = weights[:, None] * F.linear(embedded, self.classify[1].weight)  # type: ignore[arg-type]
+        return values - values.mean(dim=1, keepdim=True)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return ``logits`` (n_bags, n_classes), and ``loss`` where the batch has labels.

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from stimg._core import keys, validate
 from stimg.data.tables import table_of
@@ -142,9 +143,11 @@ def _draw_slide(ax: Axes, sketch: Mapping[str, Any], cmap: Any) -> None:
         return
     size = float(np.clip(12_000 / len(xy), 1.0, 22.0))
     points = ax.scatter(
-        xy[:, 0], xy[:, 1], c=np.log10(depth + 1), s=size, cmap=cmap, linewidths=0.25, edgecolors="white", rasterized=len(xy) > 5000
+        xy[:, 0], xy[:, 1], c=np.log10(depth + 1), s=size, cmap=cmap, linewidths=0.4, edgecolors="white", rasterized=len(xy) > 5000
     )
     bar = ax.get_figure().colorbar(points, cax=ax.inset_axes((1.03, 0.0, 0.035, 1.0)))  # type: ignore[union-attr]
+    bar.locator = MaxNLocator(5)
+    bar.update_ticks()
     bar.set_label("log10(counts + 1)", fontsize=_style.LABEL, color=_style.INK)
     bar.ax.tick_params(labelsize=_style.TICK, width=0.6, length=2.5, colors=_style.INK)
     bar.outline.set_linewidth(0.5)

@@ -16,7 +16,7 @@ from stimg.pl import _style
 from stimg.pl._geometry import Box, Cells, bounding_box, grown
 from stimg.pl._raster import check_box
 from stimg.pl._scores import lettering, shortened
-from stimg.pl._values import gene_columns, select_cells
+from stimg.pl._values import gene_columns, select_one
 
 UNIT = "log1p cp10k"
 LEAST = 0.1
@@ -100,12 +100,7 @@ def genes(
         Where several libraries are there and none is named, or no gene is left to draw.
     """
     adata = table_of(data, table_key)
-    found = select_cells(adata, library_id, library_key)
-    if len(found) > 1:
-        raise ValueError(
-            f"There are {len(found)} libraries ({', '.join(repr(c.name) for c in found)}); wanted one. Name it with `library_id=`."
-        )
-    cells = found[0]
+    cells = select_one(adata, library_id, library_key)
     if crop_um is not None:
         check_box(crop_um, [cells])
     own_table = predicted not in adata.layers

@@ -12,7 +12,7 @@ from stimg.data.tables import table_of
 from stimg.pl import _style
 from stimg.pl._geometry import Box, bounding_box
 from stimg.pl._raster import check_box
-from stimg.pl._values import Shown, Transform, select_cells, shown_genes
+from stimg.pl._values import Shown, Transform, select_one, shown_genes
 
 
 def reconstruction(
@@ -88,12 +88,7 @@ def reconstruction(
     names = [genes] if isinstance(genes, str) else list(genes)
     if not names:
         raise ValueError("genes is empty; wanted at least one gene.")
-    found = select_cells(adata, library_id, library_key)
-    if len(found) > 1:
-        raise ValueError(
-            f"There are {len(found)} libraries ({', '.join(repr(c.name) for c in found)}); wanted one. Name it with `library_id=`."
-        )
-    cells = found[0]
+    cells = select_one(adata, library_id, library_key)
     if crop_um is not None:
         check_box(crop_um, [cells])
     truth = shown_genes(adata, names, truth_layer, transform)

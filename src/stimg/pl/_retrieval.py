@@ -101,7 +101,10 @@ def retrieval(
     k = min(validate.whole(k, "k"), found.shape[1])
     rows = _queries(adata, queries, library_id, library_key, rng)
     with_tiles = (has_tiles(adata) and has_tiles(other)) if tiles is None else tiles
-    return _draw_queries(adata, other, rows, found[:, :k], scores[:, :k], library_key, with_tiles, show, return_fig, itself=other is adata)
+    readers = None
+    if with_tiles:
+        readers = TileReader(data, table_key=table_key), TileReader(data if other is adata else reference, table_key=table_key)
+    return _draw_queries(adata, other, rows, found[:, :k], scores[:, :k], library_key, readers, show, return_fig, itself=other is adata)
 
 
 def _recall(adata: Any, key: str, library_id: Any, library_key: str, ax: Any, show: bool | None, return_fig: bool) -> Axes | Figure:
@@ -171,7 +174,7 @@ def _draw_queries(
     found: np.ndarray,
     scores: np.ndarray,
     library_key: str,
-    with_tiles: bool,
+    readers: tuple[TileReader, TileReader] | None,
     show: bool | None,
     return_fig: bool,
     *,
@@ -180,9 +183,8 @@ def _draw_queries(
     here = {c.name: c for c in select_cells(adata, None, library_key)}
     there = here if itself else {c.name: c for c in select_cells(other, None, library_key)}
     k, out = found.shape[1], {}
-    readers = (TileReader(adata), TileReader(other)) if with_tiles else None
     maps = ("map",) if itself else ("map", "reference")
-    columns = len(maps) + ((1 + k) if with_tiles else 0)
+    columns = len(maps) + ((1 + k) if readers else 0)
     sizes = [2.1] * len(maps) + [1.05] * (columns - len(maps))
     fig, axes = plt.subplots(
         len(rows), columns, figsize=(sum(sizes) + 0.3, 2.35 * len(rows)), width_ratios=sizes, layout="constrained", squeeze=False

@@ -1,6 +1,5 @@
 """Scores of a report of :func:`stimg.bench.run`: every method beside nulls, audits and the noise ceiling."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
-from PIL import Image
 
 from stimg._core import validate
 from stimg.pl import _style
@@ -247,15 +245,6 @@ def _key(ax: Axes, rows: Sequence[_Row], lines: Mapping[str, Any]) -> None:
         handles, names, loc="upper left", bbox_to_anchor=(0.0, 0.0), bbox_transform=below, ncols=2, frameon=False, fontsize=_style.TICK,
         labelcolor=_style.INK, handlelength=1.6, handletextpad=0.5, labelspacing=0.3, columnspacing=1.2, borderaxespad=0.0, borderpad=0.0,
     )  # fmt: skip
-
-
-def png(figure: Any, *, dpi: float = 180.0) -> bytes:
-    """Return a figure as the bytes of a PNG file of 256 colours on white ground, small enough for a page or a mail, and close it."""
-    drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=dpi, facecolor="white")
-    plt.close(figure)
-    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
-    return small.getvalue()
 
 
 def shortened(name: str, most: int = LONGEST) -> str:

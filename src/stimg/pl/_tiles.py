@@ -89,7 +89,7 @@ def tiles(
     libraries = adata.obs[library_key].astype(str).to_numpy()
     opened: dict[str, Slide] = {}
     for library in dict.fromkeys(libraries[rows]):
-        opened[library] = plan_slide(data, plan, library, slides=slides, image=image, library_key=library_key)
+        opened[library] = plan_slide(data, plan, library, slides=slides, image=image, library_key=library_key, table_key=table_key)
     fields, several = plan.spec.fields, len(opened) > 1
     fig, panels = _sheet(len(rows), min(validate.whole(ncols, "ncols"), len(rows)), len(fields), lines=2 if several else 1)
     out: dict[tuple[str, float], Axes] = {}

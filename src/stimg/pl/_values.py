@@ -56,6 +56,16 @@ def select_cells(adata: Any, library_id: str | Sequence[str] | None, library_key
     return out
 
 
+def select_one(adata: Any, library_id: str | None, library_key: str) -> Cells:
+    """Return the cells of one library: the wanted one, or for None the only one."""
+    found = select_cells(adata, library_id, library_key)
+    if len(found) > 1:
+        raise ValueError(
+            f"There are {len(found)} libraries ({', '.join(repr(c.name) for c in found)}); wanted one. Name it with `library_id=`."
+        )
+    return found[0]
+
+
 def _hint(name: str, known: Any) -> str:
     lowered = {str(k).lower(): str(k) for k in known}
     close = [lowered[k] for k in difflib.get_close_matches(str(name).lower(), lowered, n=5, cutoff=0.6)]

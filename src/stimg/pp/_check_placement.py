@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from stimg.image.alignment import IDENTITY, ImageMaps, agreement, expression_values, image_maps, lead
 from stimg.pp._check_image import Picture
 from stimg.pp._check_rows import Row, percent
-from stimg.pp._check_search import KINDS, LEAST_COVERAGE, LEAST_MARGIN, STRONG, WEAK, Alternative, Placement, search
+from stimg.pp._check_search import CHANCE, KINDS, LEAST_COVERAGE, LEAST_MARGIN, LIKE, SURE, Alternative, Placement, search
 from stimg.pp._check_sources import Measured, Source
 from stimg.pp._check_view import View
 
@@ -25,12 +25,8 @@ OFF_TISSUE = (0.9, 0.5)
 """Share on tissue below which it is remarked upon, and below which it fails."""
 EMPTY_OFF_TISSUE = 0.8
 """Probability that an observation on tissue has more counts than one beside it, from which those beside it are background."""
-LEAST_CHANCE = 0.1
-"""Share of the wrong placements that may explain as much as the one given."""
-FEW_FAR = 9
-"""Wrong placements that are too few for a share."""
-MANY_BETTER = (3, 4)
-"""Kinds of placement that have to be better for the image to be doubted, and to be called wrong where many wrong placements explain as much."""
+MANY_BETTER = 3
+"""Kinds of placement, most of the five, that explain more where an image is doubted: beside the right place there should be none."""
 _TODO = {
     "axis swap": "obsm['spatial'] must be (x, y), that is (column, row): exchange its columns.",
     "flip": "Mirror the coordinates, or load the image without mirroring it.",
@@ -189,42 +185,43 @@ def _kind_row(kind: str, placement: Placement, cause: Alternative | None) -> Row
         if placement.coverage < LEAST_COVERAGE:
             return Row(kind, "skip", f"{own}; no such change puts the observations on tissue", _WANTED)
         return Row(kind, "pass", f"{own}; any such change takes them off the tissue", _WANTED)
-    found = f"{own}, {best.explained:.3f} by '{best.transform.name}' ({best.z:+.1f} standard errors), {percent(best.coverage)} on tissue"
+    found = f"{own}, {best.explained:.3f} by '{best.transform.name}' ({best.z:+.1f} standard errors"
+    found += (f", p {best.p:.2g}" if best.margin > 0 else "") + f"), {percent(best.coverage)} on tissue"
     if best is cause:
         return Row(kind, "fail", found, _WANTED, _TODO[kind])
     if cause is not None:
-        close = best.strong and cause.explained - best.explained < LEAST_MARGIN
-        todo = f"Almost as good as the {cause.kind}: they cannot be told apart here." if close else f"See {cause.kind}."
+        close = best.p <= CHANCE[1] and best.z >= LIKE and cause.explained - best.explained < LEAST_MARGIN
+        todo = f"As good as the {cause.kind}: they cannot be told apart here." if close else f"See {cause.kind}."
         return Row(kind, "warn" if close else "skip", found, _WANTED, todo)
-    if best.margin > 0 and best.z >= WEAK:
-        return Row(kind, "warn", found, _WANTED, f"Weak evidence (below {STRONG:g} standard errors). {_TODO[kind]}")
-    if best.z > -WEAK:
+    if best.z <= -LIKE:
+        return Row(kind, "pass", found, _WANTED)
+    if best.z < LIKE:
         return Row(kind, "skip", f"{found}: cannot be told apart", _WANTED)
-    return Row(kind, "pass", found, _WANTED)
+    if best.p <= CHANCE[1]:
+        return Row(kind, "warn", found, _WANTED, f"Weak evidence, to be looked at. {_TODO[kind]}")
+    return Row(kind, "skip", f"{found}: no more than the search for the best finds by chance", _WANTED)
 
 
 def _section_row(placement: Placement, cause: Alternative | None, tissue: Row) -> Row:
-    wanted = f"more explained than by {percent(1 - LEAST_CHANCE)} of wrong placements"
-    found = f"{placement.explained:.3f} of the variance"
+    passes, mentioned = CHANCE
+    wanted = f"more explained than of {percent(1 - passes)} of random fields as smooth"
+    found, chance = f"{placement.explained:.3f} of the variance", placement.chance
     if cause is not None:
         return Row("section", "skip", f"{found} as it is, {cause.explained:.3f} after the {cause.kind}", wanted, f"See {cause.kind}.")
     if tissue.status == "fail":
         todo = "No turn, flip, shift or scale that was tried helps: take the image of this section."
         return Row("section", "fail", f"{found}; {tissue.found}", wanted, todo)
-    unlike = placement.better >= MANY_BETTER[0]
+    if not chance.structured:
+        return Row("section", "skip", f"{found}; the expression has no more structure than when it is shuffled", wanted)
+    found += f"; {chance.usual:.3f} on average of random fields as smooth (p {chance.p:.2g})"
+    unlike = placement.better >= MANY_BETTER
     if unlike:
         found += f"; {placement.better} of {len(KINDS)} kinds of wrong placement explain more"
-    if placement.n_far >= FEW_FAR:
-        found += f"; {placement.usual:.3f} on average by {placement.n_far} wrong placements, {percent(placement.chance)} of them as much"
-        unlikely = placement.chance <= LEAST_CHANCE
-        if placement.better >= MANY_BETTER[1] and not unlikely:
-            return Row("section", "fail", found, wanted, "Image and expression do not agree anywhere: take the image of this section.")
-        if unlike or not unlikely:
-            return Row("section", "warn", found, wanted, "Image and expression hardly agree: check that the image is of this section.")
+    if chance.p <= passes and not unlike:
         return Row("section", "pass", found, wanted)
-    if unlike:
+    if chance.p <= mentioned:
         return Row("section", "warn", found, wanted, "Image and expression hardly agree: check that the image is of this section.")
-    return Row("section", "pass" if placement.better == 0 else "skip", f"{found}; nothing else that was tried puts them on tissue", wanted)
+    return Row("section", "fail", found, wanted, "Image and expression agree no better than chance: take the image of this section.")
 
 
 def exchanged(libraries: Sequence[Compared]) -> dict[str, Row]:
@@ -250,7 +247,7 @@ def exchanged(libraries: Sequence[Compared]) -> dict[str, Row]:
             margin, error = lead(fit, 0, own, 0)
             if fit.coverage[0] >= LEAST_COVERAGE and margin >= LEAST_MARGIN and (best is None or margin > best[0]):
                 best = margin, margin / max(error, 1e-9), float(fit.explained[0]), other.view.name
-        if best is not None and (best[1] >= STRONG or own.coverage[0] < LEAST_COVERAGE):
+        if best is not None and (best[1] >= SURE or own.coverage[0] < LEAST_COVERAGE):
             what = f"{own.explained[0]:.3f} of the variance, on the image of {best[3]!r} {best[2]:.3f} ({best[1]:+.1f} standard errors)"
             out[one.view.name] = Row("section", "fail", what, "the image of its own section", "Exchange the images of the two libraries.")
     return out

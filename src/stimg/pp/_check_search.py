@@ -7,12 +7,15 @@ from typing import NamedTuple
 import numpy as np
 
 from stimg.image.alignment import IDENTITY, ImageMaps, Transform, agreement, orientations
+from stimg.pp._check_null import Chance, Fields
 
 KINDS = ("axis swap", "flip", "rotation", "shift", "coordinate scale")
 LEAST_COVERAGE = 0.85
 """Share of the observations that a placement has to bring onto tissue to be believed."""
-STRONG, WEAK = 1.75, 0.75
-"""Standard errors by which another placement has to explain more: to be called right, and to be mentioned."""
+CHANCE = (0.01, 0.05)
+"""Probability that the best of all placements leads by as much where the given one is right: up to which another one is called right, and mentioned."""
+SURE, LIKE = 1.645, 1.0
+"""Standard errors of the lead: the one-sided 95 % point of a normal distribution; and within which two placements are called alike."""
 LEAST_MARGIN = 0.02
 """Least explained variance by which it has to win."""
 LEAST_GAIN = 0.2
@@ -28,17 +31,30 @@ _KIND = {"swap": "axis swap", "anti-swap": "axis swap", "flip y": "flip", "flip 
 
 
 class Candidate(NamedTuple):
-    """A placement to try: its kind, the map to it, whether it is far from the one given, and whether it is a mistake that people make."""
+    """A placement to try: its kind, the map to it, and whether it is a mistake that people make."""
 
     kind: str
     transform: Transform
-    far: bool
     plain: bool
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """The best other placement of one kind: its share on tissue, what it explains, its lead over the placement given, and that in standard errors."""
+    """The best other placement of one kind.
+
+    Parameters
+    ----------
+    kind, transform
+        What it is.
+    coverage, explained
+        Its share on tissue, and what it explains.
+    margin, z
+        How much more that is than by the placement given, and the same in standard errors of the difference.
+    p
+        Probability that the best of all placements leads by as much where the given one is right; 1 where this one does not lead.
+    gain
+        Share of the observations that it brings onto tissue.
+    """
 
     kind: str
     transform: Transform
@@ -46,12 +62,13 @@ class Alternative:
     explained: float
     margin: float
     z: float
+    p: float
     gain: float
 
     @property
     def strong(self) -> bool:
-        """Whether the data prefer it clearly."""
-        sure = self.z >= STRONG and self.margin >= LEAST_MARGIN
+        """Whether the data prefer it clearly: by more than the search for the best finds by chance, in all parts of the section, and enough to matter."""
+        sure = self.p <= CHANCE[0] and self.z >= SURE and self.margin >= LEAST_MARGIN
         return sure or (self.gain >= LEAST_GAIN and self.margin > 0 and self.coverage >= LEAST_COVERAGE)
 
 
@@ -64,18 +81,14 @@ class Placement:
     coverage, explained
         Of the placement given.
     chance
-        Share of ``n_far`` wrong placements (turned, mirrored or moved far, on tissue) that explain as much; 1 where there is none.
-    usual
-        What those explain, mean.
+        What random fields as smooth as the expression are explained where it lies.
     best
         By kind; None where no placement of that kind brings the observations onto tissue.
     """
 
     coverage: float
     explained: float
-    chance: float
-    usual: float
-    n_far: int
+    chance: Chance
     best: Mapping[str, Alternative | None]
 
     @property
@@ -105,21 +118,21 @@ def candidates(
             for a in grid:
                 for b in grid:
                     moved = base.moved(_moved(name, float(a), float(b)), np.array([a, b]) * step_px)
-                    out.append(Candidate(kind, moved, far=True, plain=base is exact and a == b == 0))
+                    out.append(Candidate(kind, moved, plain=base is exact and a == b == 0))
     for a in np.arange(-REACH, REACH + 0.5, 0.5):
         for b in np.arange(-REACH, REACH + 0.5, 0.5):
             if max(abs(a), abs(b)) >= 0.5:
                 moved = IDENTITY.moved(_moved("", float(a), float(b)), np.array([a, b]) * step_px)
-                out.append(Candidate("shift", moved, far=max(abs(a), abs(b)) >= 4, plain=False))
+                out.append(Candidate("shift", moved, plain=False))
     for size in ANGLES:
         for angle in (-size, size):
             turn = np.deg2rad(angle)
             matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-            out.append(Candidate("rotation", Transform.about(f"turn {angle:+g}°", centre, matrix), far=False, plain=False))
+            out.append(Candidate("rotation", Transform.about(f"turn {angle:+g}°", centre, matrix), plain=False))
     named = {f"x {factor:g}": factor for factor in FACTORS}
     for name, factor in {**named, **factors}.items():
         scaled = Transform.about(name, origin, factor * np.eye(2))
-        out.append(Candidate("coordinate scale", scaled, far=False, plain=name in factors))
+        out.append(Candidate("coordinate scale", scaled, plain=name in factors))
     return out
 
 
@@ -157,11 +170,14 @@ def search(
     tried = candidates(maps.tissue.shape, yx, step_px=step_px, origin=np.zeros(2) if origin is None else origin, factors=factors or {})
     found = agreement(maps, yx, values, [IDENTITY, *(each.transform for each in tried)])
     kinds = np.array(["", *(each.kind for each in tried)])
-    far = np.array([False, *(each.far for each in tried)])
     plain = np.array([False, *(each.plain for each in tried)])
     on = found.coverage >= max(min(LEAST_COVERAGE, found.coverage[0]), 0.5)
-    wrong = far & on
-    chance = (1 + int((found.explained[wrong] >= found.explained[0]).sum())) / (1 + int(wrong.sum()))
+    fields = Fields(maps, yx, values, step_px=step_px)
+    chance = fields.association()
+    others = np.flatnonzero(on[1:])
+    ahead_by_chance = np.array([])
+    if len(others) and found.explained[1:][others].max() > found.explained[0]:  # else nothing leads, whatever chance does
+        ahead_by_chance = fields.best([tried[i].transform for i in others])
     best: dict[str, Alternative | None] = {}
     for kind in KINDS:
         here = np.flatnonzero((kinds == kind) & on)
@@ -175,6 +191,7 @@ def search(
             i = int(usual_one) if ahead <= max(error, LEAST_MARGIN) else i
         margin, error = found.margin(i, 0)
         coverage = float(found.coverage[i])
+        p = (1 + int((ahead_by_chance >= margin).sum())) / (1 + len(ahead_by_chance)) if margin > 0 else 1.0
         best[kind] = Alternative(
             kind,
             tried[i - 1].transform,
@@ -182,7 +199,7 @@ def search(
             float(found.explained[i]),
             margin,
             margin / max(error, 1e-9),
+            p,
             coverage - float(found.coverage[0]),
         )
-    usual = float(found.explained[wrong].mean()) if wrong.any() else float("nan")
-    return Placement(float(found.coverage[0]), float(found.explained[0]), chance, usual, int(wrong.sum()), best)
+    return Placement(float(found.coverage[0]), float(found.explained[0]), chance, best)

@@ -144,7 +144,11 @@ def check_depth(adata: Any, values: sp.csr_matrix | None, counts: bool, *, small
     upper = pd.Index([str(n).upper() for n in adata.var_names])
     mitochondrial = np.flatnonzero(upper.str.startswith("MT-"))
     share = float(values[:, mitochondrial].sum() / max(depth.sum(), 1)) if len(mitochondrial) else 0.0
-    what = f"median {median:.4g}, from {depth.min():g} to {depth.max():g}"
+    what = (
+        f"median {median:,.0f}, from {depth.min():,.0f} to {depth.max():,.0f}"
+        if median >= 10
+        else f"median {median:g}, up to {depth.max():,.0f}"
+    )
     if empty:
         what += f"; {empty} of {len(depth)} observations without any count"
     if len(mitochondrial):

@@ -13,7 +13,9 @@ from scipy.sparse.csgraph import connected_components
 from stimg._core import keys, provenance, validate
 from stimg._core.rng import RngLike, as_seed, derive
 from stimg.data.duplicates import near_duplicates
-from stimg.data.manifest import LEVELS, OWN_GROUP, PARTS, Division, SplitManifest, describe, unknown_names
+from stimg.data.manifest import SplitManifest
+from stimg.data.manifest_parts import LEVELS, OWN_GROUP, PARTS, Division, unknown_names
+from stimg.data.manifest_table import describe
 from stimg.data.slots import library_rows
 from stimg.data.tables import table_of
 from stimg.image.split import TOUCH, distance_to

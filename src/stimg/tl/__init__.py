@@ -6,7 +6,9 @@ from stimg._core.lazy import attach
 
 if TYPE_CHECKING:
     from stimg.tl._align import align
+    from stimg.tl._classify_slides import classify_slides
     from stimg.tl._embed import embed
+    from stimg.tl._embed_genes import embed_genes
     from stimg.tl._embed_image import embed_image
     from stimg.tl._impute_genes import impute_genes
     from stimg.tl._predict_expression import predict_expression
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "align": "_align",
+    "classify_slides": "_classify_slides",
     "embed": "_embed",
+    "embed_genes": "_embed_genes",
     "embed_image": "_embed_image",
     "impute_genes": "_impute_genes",
     "predict_expression": "_predict_expression",

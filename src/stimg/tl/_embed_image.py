@@ -43,7 +43,7 @@ def embed_image(
     Parameters
     ----------
     data
-        Observations with planned tiles (:func:`stimg.pp.plan_tiles`).
+        Observations with planned tiles (:func:`stimg.pp.plan_tiles`); an AnnData, or a SpatialData, whose image elements are then read too.
     encoder
         Name of a card (:func:`stimg.zoo.list`), a :class:`stimg.nn.image.ImageEncoder`, or a trained ``stimg.model.ImageMAE``.
     path, offline
@@ -98,7 +98,7 @@ def embed_image(
         _check_card(encoder, spec, mpp_tolerance)  # before weights are read
     network, ledger = _network(encoder, path, offline)
     _check_plan(network.card, spec, mpp_tolerance)
-    values = _embed(adata, network, image, tiles_key, batch_size, num_workers, device, precision)
+    values = _embed(data, network, image, tiles_key, table_key, batch_size, num_workers, device, precision)
     validate.finite(values, f"the features of {network.card.title}", todo='Use `precision="32"`, or check the weights.')
     key = key_added or f"X_{network.card.name}"
     adata.obsm[key] = values
@@ -174,10 +174,11 @@ def _network(encoder: Any, path: str | Path | None, offline: bool | None) -> "tu
 
 
 def _embed(
-    adata: "AnnData",
+    data: "AnnData | SpatialData",
     network: "ImageEncoder",
     image: Any,
     tiles_key: str,
+    table_key: str,
     batch_size: int,
     num_workers: int,
     device: str | None,
@@ -190,7 +191,7 @@ def _embed(
     from stimg.data.tiles import TileDataset, collate
 
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dataset = TileDataset(adata, image=image, key=tiles_key)
+    dataset = TileDataset(data, image=image, key=tiles_key, table_key=table_key)
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
@@ -201,7 +202,8 @@ def _embed(
     )
     before, training = next((p.device for p in network.parameters()), torch.device("cpu")), network.training
     out: np.ndarray | None = None
-    seen = np.zeros(adata.n_obs, dtype=bool)
+    n_obs = table_of(data, table_key).n_obs
+    seen = np.zeros(n_obs, dtype=bool)
     network.to(where).eval()
     try:
         with torch.inference_mode(), torch.autocast(where.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
@@ -210,11 +212,11 @@ def _embed(
                 n, fields = tiles.shape[:2]
                 features = network(tiles.flatten(0, 1)).reshape(n, -1).cpu().numpy()
                 if out is None:
-                    out = np.zeros((adata.n_obs, fields * network.n_features), dtype=np.float32)
+                    out = np.zeros((n_obs, fields * network.n_features), dtype=np.float32)
                 rows = batch["row"].numpy()
                 out[rows], seen[rows] = features, True
     finally:
         network.to(before).train(training)
     if out is None or not seen.all():
-        raise ValueError(f"{int((~seen).sum())} of {adata.n_obs} observations have no planned tile. Run `stimg.pp.plan_tiles` again.")
+        raise ValueError(f"{int((~seen).sum())} of {n_obs} observations have no planned tile. Run `stimg.pp.plan_tiles` again.")
     return out

@@ -61,7 +61,7 @@ def predict_expression(
     features
         Slots of ``obsm`` to fit a head on. A model knows what it reads.
     head
-        ``"ridge"``, ``"retrieval"`` or ``"trained"``; see :class:`stimg.model.ExpressionHeadOptions`. None: ``"ridge"``, or ``"trained"`` with an
+        ``"ridge"``, ``"axes"``, ``"retrieval"`` or ``"trained"``; see :class:`stimg.model.ExpressionHeadOptions`. None: ``"ridge"``, or ``"trained"`` with an
         ImageGeneCLIP.
     genes
         Genes to predict. None: those of the head that ``data`` measured, or all of them where it measured none.
@@ -154,6 +154,7 @@ def _head(
 ) -> "ExpressionHead":
     """Return the head that is meant: the one given, or one fitted now."""
     from stimg.model import ExpressionHead
+    from stimg.model.head_options import KINDS
 
     if isinstance(model, ExpressionHead):
         if reference is not None or head not in (None, model.options.kind):
@@ -168,7 +169,7 @@ def _head(
             "Nothing says how images and genes go together. Pass `reference=` (sections with counts and features) or `model=`."
         )
     kind = head or ("ridge" if model is None else "trained")
-    validate.one_of(kind, ("ridge", "retrieval", "trained"), "head")
+    validate.one_of(kind, KINDS, "head")
     if kind == "trained" and model is not None and reference is None:
         return ExpressionHead.of_model(model, genes=genes)
     if reference is None:
@@ -192,6 +193,7 @@ def _measured(reference: Any, adata: "AnnData", layer: str | None, known: Any) -
 
 def _wanted(head: "ExpressionHead", asked: list[str] | None, adata: "AnnData") -> list[str]:
     if asked is not None:
+        validate.genes(asked, head.genes, what="genes asked for", todo="The head predicts `head.genes` alone.")
         return asked
     return [g for g in head.genes if g in adata.var_names] or head.genes.tolist()
 

@@ -13,7 +13,7 @@ from stimg.bench.protocol import Hidden, Task, library_of
 from stimg.data.slots import raster_libraries
 from stimg.image.lattice import neighbour_pairs
 from stimg.metrics import neighbour_mean, permute_labels
-from stimg.metrics.nulls import TIE, _nearest
+from stimg.metrics.nulls import TIE, k_nearest_weights
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -81,7 +81,7 @@ def linear_weights(known: np.ndarray, wanted: np.ndarray) -> sp.csr_matrix:
 
 def neighbour_weights(known: np.ndarray, wanted: np.ndarray) -> sp.csr_matrix:
     """Return equal weights of the 8 nearest; those at the eighth distance share the places that are left."""
-    return _nearest(known, wanted, min(NEIGHBOURS, len(known)))
+    return k_nearest_weights(known, wanted, min(NEIGHBOURS, len(known)))
 
 
 def inverse_distance_weights(known: np.ndarray, wanted: np.ndarray) -> sp.csr_matrix:

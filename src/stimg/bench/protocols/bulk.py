@@ -18,7 +18,7 @@ from stimg.bench.protocol import Fold, Hidden, Metric, Protocol, Scored, Task, a
 from stimg.data.ledger import recall, remember
 from stimg.data.slots import library_rows
 from stimg.metrics import per_gene_pearson, per_spot_pearson
-from stimg.metrics._arrays import centred
+from stimg.metrics.sections import centred
 
 if TYPE_CHECKING:
     from anndata import AnnData

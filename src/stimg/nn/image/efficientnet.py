@@ -142,7 +142,7 @@ class StageStatistics(nn.Module):
 
     def __init__(self, network: EfficientNetLite0) -> None:
         super().__init__()
-        self.features = network.features[: KEPT[-1] + 1]
+        self.features = nn.Sequential(*list(network.features)[: KEPT[-1] + 1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, 896) of images (B, 3, H, W) as :func:`prepare` gives them."""
