@@ -196,6 +196,15 @@ def probed(name: str, folds: Answers) -> Method:
     return Method(name, answer, ("labels",), "model", name)
 
 
+def raw_probe(name: str, key: str) -> Method:
+    """Return features of an image encoder, less the mean of their section, for a probe."""
+
+    def answer(task: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {n: np.asarray(a.obsm[key], dtype=np.float64) - np.mean(a.obsm[key], axis=0) for n, a in task.asked().items()}
+
+    return Method(f"raw {name}", answer, ("labels",), "model", name, needs=(key,))
+
+
 class Ridges:
     """Ridge regressions of expression on embeddings of images, as `colour ridge` of `stimg.bench` has it; the targets of a fold are read once."""
 

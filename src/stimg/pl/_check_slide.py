@@ -19,7 +19,7 @@ MARKS = {"pass": ("✓", "#009E73"), "warn": ("!", "#B87A00"), "fail": ("✗", "
 """Sign and colour of each status; the sign alone tells them apart."""
 _TODO = "Run `stimg.pp.check_slide` first."
 _LEFT, _RIGHT, _LINE = 4.6, 8.4, 0.165  # inches: picture, table, one line of text
-_WIDE = 112  # letters in a line of the table
+_WIDE = 116  # letters in a line of the table
 
 
 def check_slide(
