@@ -6,33 +6,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
-from scvi.model.base import BaseModelClass
 
 from stimg._core import keys, validate
 from stimg._core.ledger import Seen
 from stimg.data.ledger import recall
-from stimg.data.tables import table_of
 from stimg.data.tile_plan import tile_plan
 from stimg.model import _clip_read, _clip_tiles
 from stimg.model._common import Common
+from stimg.model._seeded import seeded
 from stimg.model._vocabulary import chosen_by, vocabulary
 from stimg.model.clip_options import ImageGeneCLIPOptions
 from stimg.nn.clip import CLIPModule
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from spatialdata import SpatialData
 
     from stimg.nn.image.encoder import ImageEncoder
 
 IMAGE = "X_efficientnet_lite0"
 
 
-class ClipBase(Common, BaseModelClass):
+class ClipBase(Common):
     """What :class:`stimg.model.ImageGeneCLIP` is before it learns."""
 
     module: CLIPModule
@@ -124,8 +120,7 @@ class ClipBase(Common, BaseModelClass):
             For values that are no counts, features that are not finite, and views.
         """
         validate.not_empty(adata)
-        if adata.is_view:
-            raise ValueError("adata is a view of another object; set up `adata.copy()` instead.")
+        cls._refuse_view(adata)
         validate.counts(adata, layer)
         validate.unique_names(adata.var_names, "gene names", todo="Run `adata.var_names_make_unique()` or add up the duplicates.")
         names = (image,) if isinstance(image, str) else tuple(str(i) for i in image)
@@ -143,28 +138,12 @@ class ClipBase(Common, BaseModelClass):
             _clip_read.embedding(adata, gene)
         for key in (library_key, batch_key or library_key):
             _clip_read.codes_of(adata, key)
-        arguments = cls._get_setup_method_args(
-            cls=cls,
-            adata=adata,
-            image=list(names),
-            gene=gene,
-            layer=layer,
-            library_key=library_key,
-            donor_key=donor_key,
-            batch_key=batch_key,
-        )
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),  # the check is done above, on all values and without chance
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, library_key),
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=arguments)
-        manager.register_fields(adata)
-        cls.register_manager(manager)
-
-    @classmethod
-    def setup_spatialdata(cls, sdata: "SpatialData", *, table_key: str = "table", **options: Any) -> None:
-        """Do :meth:`setup_anndata` for the table ``sdata.tables[table_key]``, which is then the ``adata`` of the model."""
-        cls.setup_anndata(table_of(sdata, table_key), **options)
+        keys_ = {"library_key": library_key, "donor_key": donor_key, "batch_key": batch_key}
+        cls._register(adata, fields, image=list(names), gene=gene, layer=layer, **keys_)
 
     @property
     def image_keys(self) -> tuple[str, ...]:
@@ -187,29 +166,13 @@ class ClipBase(Common, BaseModelClass):
         return float(self.module.log_scale.detach().exp())
 
     @property
-    def _setup(self) -> dict[str, Any]:
-        return self.registry_["setup_args"]  # type: ignore[no-any-return]
-
-    @property
-    def _donor_key(self) -> str | None:
-        return self._setup["donor_key"]  # type: ignore[no-any-return]
-
-    @property
     def _batch_key(self) -> str:
         return self._setup["batch_key"] or self._library_key
-
-    def need_adata(self, adata: "AnnData | None") -> "AnnData":
-        """Return ``adata``, or what the model was made with; a ValueError where there is neither."""
-        found = self.adata if adata is None else adata
-        if found is None:
-            raise ValueError("The model was loaded without data. Pass `adata`, or load it with `ImageGeneCLIP.load(path, adata)`.")
-        return found
 
     def _make_module(self, seed: int = 0) -> CLIPModule:
         """Return a network with weights drawn from ``seed``, without an encoder of tiles."""
         o = self.options
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
+        with seeded(seed):
             return CLIPModule(
                 self.facts["n_image"],
                 self.facts["n_gene"],

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from stimg._core import files, keys, validate
 from stimg._core.optional import need
 from stimg.model import _lazyslide
-from stimg.model._clip_inference import need_trained
 from stimg.nn.clip import CLIPModule
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class ImageSide(nn.Module):
 
 def export(model: "ImageGeneCLIP", path: Path, kind: str, *, overwrite: bool) -> None:
     """Write the image side; see :meth:`stimg.model.ImageGeneCLIP.export`."""
-    need_trained(model)
+    model.need_trained()
     validate.one_of(kind, FORMATS, "format")
     if kind == "onnx":
         need("onnx", purpose="to write ONNX files")
@@ -84,7 +83,7 @@ def export(model: "ImageGeneCLIP", path: Path, kind: str, *, overwrite: bool) ->
 
 def to_lazyslide(model: "ImageGeneCLIP", name: str, head: str | None, reference: "AnnData | None") -> Any:
     """Register with LazySlide; see :meth:`stimg.model.ImageGeneCLIP.to_lazyslide`."""
-    need_trained(model)
+    model.need_trained()
     if model.options.does("centre"):
         raise ValueError(
             "LazySlide hands over features in parts, so they cannot be centred by section, as batch='centre' asks for. "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stimg._core import rng as _rng
 from stimg._core import validate
 from stimg.model import _clip_read as _read
+from stimg.model._seeded import seeded
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,12 +32,6 @@ class Retrieved:
     score: np.ndarray
 
 
-def need_trained(model: "ImageGeneCLIP") -> None:
-    """Raise a RuntimeError where the model is not trained."""
-    if not model.is_trained_:
-        raise RuntimeError("The model is not trained. Run `model.train()` first.")
-
-
 def unit(values: np.ndarray) -> np.ndarray:
     """Return rows at unit length; a row of zeros stays one."""
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
@@ -50,7 +45,7 @@ def _parts(n: int, size: int) -> Iterator[np.ndarray]:
 @torch.inference_mode()
 def embed(model: "ImageGeneCLIP", adata: "AnnData | None", side: str, *, batch_size: int, normalise: bool | None) -> np.ndarray:
     """Return the embedding of one ``side``, ``"image"`` or ``"gene"``, float32 (n_obs, n_dim)."""
-    need_trained(model)
+    model.need_trained()
     adata = model.need_adata(adata)
     if adata.n_obs == 0:
         raise ValueError("adata has no observation; wanted at least one.")
@@ -111,7 +106,7 @@ def predict(
     batch_size: int,
 ) -> pd.DataFrame:
     """Return predicted log1p counts per 10,000, (n_obs, genes)."""
-    need_trained(model)
+    model.need_trained()
     own = model.need_adata(adata)
     head = ("trained" if model.module.decoder is not None else "retrieval") if head is None else head
     validate.one_of(head, HEADS, "head")
@@ -186,7 +181,7 @@ def uncertainty(
 
 @torch.inference_mode()
 def _spread(model: "ImageGeneCLIP", adata: "AnnData", n_samples: int, seed: int, batch_size: int) -> np.ndarray:
-    need_trained(model)
+    model.need_trained()
     if not any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.module.image_head.modules()):
         raise ValueError("kind='dropout' needs a model with dropout above 0 in its image head. Pass kind='entropy'.")
     columns = _read.side(model, adata, "image")
@@ -196,8 +191,7 @@ def _spread(model: "ImageGeneCLIP", adata: "AnnData", n_samples: int, seed: int,
     try:
         for m in dropouts:
             m.train()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             for rows in _parts(adata.n_obs, validate.whole(batch_size, "batch_size")):
                 x = torch.from_numpy(columns(rows)).to(model.device)
                 drawn = torch.stack([nn.functional.normalize(model.module.embed_image(x).float(), dim=1) for _ in range(n_samples)])

@@ -11,6 +11,7 @@ from stimg._core import keys
 from stimg.data.tile_plan import tile_plan
 from stimg.data.tiles import TileDataset
 from stimg.model._clip_read import Columns
+from stimg.model._seeded import seeded
 from stimg.model.clip_options import ImageGeneCLIPOptions
 from stimg.nn.image.encoder import ImageEncoder, load_image_encoder
 from stimg.nn.lora import add_lora
@@ -63,8 +64,7 @@ def adapt(encoder: ImageEncoder, options: ImageGeneCLIPOptions, size_px: int) ->
     if options.tuning == "frozen":
         return encoder.eval()
     encoder.eval()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with seeded(0):
         device = next(encoder.parameters()).device
         encoder.features(torch.randn(1, 3, size_px, size_px, device=device)).sum().backward()
         for parameter in encoder.parameters():  # a classifier behind the features would stay without a gradient

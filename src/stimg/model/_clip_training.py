@@ -1,9 +1,6 @@
 """How an alignment is trained: pairs in memory, statistics of the training pairs, and the loop."""
 
 import logging
-import math
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +15,7 @@ from stimg.model import _clip_read as _read
 from stimg.model import _fit, _kept
 from stimg.model._clip_split import split_pairs
 from stimg.model._clip_start import correlate
+from stimg.model._fit import Loop
 from stimg.model._split import Split
 from stimg.nn.heads import Project, Standardise
 from stimg.plan.contrastive import MONITORS, ContrastivePlan
@@ -32,57 +30,38 @@ FLOOR = 0.05
 _DATA = ("num_workers", "multiprocessing_context", "pin_memory")
 
 
-def train(
-    model: "ImageGeneCLIP",
-    *,
-    max_epochs: int | None,
-    validation: str | Sequence[str] | None,
-    validation_fraction: float,
-    early_stopping: bool,
-    monitor: str,
-    patience: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    seed: int,
-    checkpoint_dir: Path | None,
-    compile: bool = False,
-    **kwargs: Any,
-) -> None:
+def train(model: "ImageGeneCLIP", loop: Loop, *, monitor: str, compile: bool = False, **kwargs: Any) -> None:
     """Train ``model`` in place; see :meth:`stimg.model.ImageGeneCLIP.train`."""
-    _fit.check(patience=patience, batch_size=batch_size, lr=lr, weight_decay=weight_decay)
     validate.one_of(monitor, MONITORS, "monitor")
-    if validate.whole(batch_size, "batch_size") < 2:
+    if validate.whole(loop.batch_size, "batch_size") < 2:
         raise ValueError("batch_size=1 has no negatives; wanted at least 2, and better hundreds.")
     adata, o = model.adata, model.options
     split = split_pairs(
         adata,
-        validation=validation,
-        fraction=validation_fraction,
+        validation=loop.validation,
+        fraction=loop.validation_fraction,
         library_key=model._library_key,
         donor_key=model._donor_key,
-        rng=_rng.derive(seed, 0),
+        rng=_rng.derive(loop.seed, 0),
     )
-    pairs = Pairs(model, split, seed)
+    pairs = Pairs(model, split, loop.seed)
     data_options = {name: kwargs.pop(name) for name in _DATA if name in kwargs}
-    data = PairDataModule(pairs.train, pairs.val, batch_size=batch_size, sampling=o.sampling, seed=seed, **data_options)
-    steps = math.ceil(len(pairs.train) / batch_size)
-    if max_epochs is None:
-        max_epochs = min(MOST_EPOCHS, math.ceil(STEPS / steps))
+    data = PairDataModule(pairs.train, pairs.val, batch_size=loop.batch_size, sampling=o.sampling, seed=loop.seed, **data_options)
+    loop = loop.over(len(pairs.train), steps=STEPS, most=MOST_EPOCHS)
     hashes = _kept.observation_hashes(model, adata)
     record = {
         **o.to_dict(),
         "genes": hashing.of_strings(model.genes),
         "image": list(model.image_keys),
-        "image features": pairs.image_hash() if checkpoint_dir is not None else "",
+        "image features": pairs.image_hash() if loop.checkpoint_dir is not None else "",
         "training observations": hashing.of_array(hashes[split.train]),
         "validation observations": hashing.of_array(hashes[split.validation]),
-        **{"max_epochs": max_epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "rng": seed, "monitor": monitor},
+        "monitor": monitor,
     }
 
     def make_plan() -> ContrastivePlan:
         if not model.is_trained_:
-            initialise(model, pairs, seed)
+            initialise(model, pairs, loop.seed)
         return ContrastivePlan(
             model.module,
             loss=o.loss,
@@ -93,13 +72,9 @@ def train(
             expression_weight=o.expression_weight,
             encoder_rate=o.encoder_rate,
             monitor=monitor,
-            max_epochs=max_epochs,
-            steps_per_epoch=steps,
-            lr=lr,
-            weight_decay=weight_decay,
             betas=(0.9, 0.999),
-            seed=seed,
             compile=compile,
+            **loop.of_plan(),
         )
 
     def keep(plan: Any, history: Any) -> None:
@@ -107,22 +82,7 @@ def train(
         _fit.settle(model, plan, data, history, rows, library_key=model._library_key, donor_key=model._donor_key or "")
         model.monitor_ = monitor
 
-    _fit.fit(
-        model,
-        data,
-        make_plan,
-        keep,
-        max_epochs=max_epochs,
-        steps=steps,
-        validated=pairs.val is not None,
-        early_stopping=early_stopping,
-        patience=patience,
-        seed=seed,
-        checkpoint_dir=checkpoint_dir,
-        record=record,
-        attributes=("monitor_",),
-        **kwargs,
-    )
+    _fit.run(model, loop, data, make_plan, keep, record=record, attributes=("monitor_",), **kwargs)
     logger.info(
         "Trained on %d pairs of %d libraries, %d held out; best epoch %d of %d",
         data.n_train,

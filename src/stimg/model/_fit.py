@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import Callback
 from scvi.train import TrainRunner
 
@@ -26,14 +25,6 @@ from stimg.model._quiet import quiet
 from stimg.plan import EpochHistory, KeepCheckpoint, SafeCheckpointIO, StepPlan, StopWhenStale
 
 CHECKPOINT = "last.ckpt"
-
-
-def check(*, patience: int, batch_size: int, lr: float, weight_decay: float) -> None:
-    """Raise a ValueError for arguments of a training that make no sense."""
-    for name, value in (("patience", patience), ("batch_size", batch_size), ("lr", lr)):
-        validate.positive(value, name)
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay={weight_decay} is not a weight; wanted zero or a positive number.")
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,10 @@ class Loop:
     steps: int = 0
 
     def __post_init__(self) -> None:
-        check(patience=self.patience, batch_size=self.batch_size, lr=self.lr, weight_decay=self.weight_decay)
+        for name in ("patience", "batch_size", "lr"):
+            validate.positive(getattr(self, name), name)
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay={self.weight_decay} is not a weight; wanted zero or a positive number.")
 
     @classmethod
     def asked(cls, arguments: Mapping[str, Any]) -> "Loop":
@@ -94,10 +88,6 @@ class Loop:
         each = math.ceil(n_items / self.batch_size)
         epochs = min(most, math.ceil(steps / each)) if self.max_epochs is None else self.max_epochs
         return replace(self, steps=each, max_epochs=epochs)
-
-    def arguments(self) -> dict[str, Any]:
-        """Return what was asked as keyword arguments."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "steps"}
 
     def of_plan(self) -> dict[str, Any]:
         """Return what a :class:`stimg.plan.StepPlan` is told."""
@@ -121,65 +111,34 @@ def run(
     attributes: Sequence[str] = (),
     **kwargs: Any,
 ) -> None:
-    """Do :func:`fit` as ``loop`` asks, which is over the training items of ``data``; what it asks is added to ``record``."""
-    asked: dict[str, Any] = {
-        "early_stopping": loop.early_stopping,
-        "patience": loop.patience,
-        "seed": loop.seed,
-        "checkpoint_dir": loop.checkpoint_dir,
-    }
-    length: dict[str, Any] = {"max_epochs": loop.max_epochs, "steps": loop.steps, "validated": data.val_dataset is not None}
-    fit(model, data, make_plan, keep, **length, **asked, record={**record, **loop.of_record()}, attributes=attributes, **kwargs)
-
-
-def fit(
-    model: Any,
-    data: LightningDataModule,
-    make_plan: Callable[[], StepPlan],
-    keep: Callable[[StepPlan, EpochHistory], None],
-    *,
-    max_epochs: int,
-    steps: int,
-    validated: bool,
-    early_stopping: bool,
-    patience: int,
-    seed: int,
-    checkpoint_dir: Path | None,
-    record: Mapping[str, Any],
-    attributes: Sequence[str] = (),
-    **kwargs: Any,
-) -> None:
     """Train ``model`` in place.
 
     Parameters
     ----------
     model, data
         The model and its batches.
+    loop
+        What is asked, over the training items of ``data``.
     make_plan, keep
         Called before and after the training, with the global random state put aside; what they change is undone where the training fails.
-    max_epochs, steps
-        Epochs, and steps of each on one device.
-    validated, early_stopping, patience
-        Whether there is validation, and whether to stop after ``patience`` epochs without a better one.
-    seed
-        Of torch's random state inside.
-    checkpoint_dir, record
-        Folder of the checkpoint, and the plain values that say which training it belongs to.
+    record
+        Plain values that say, beside what ``loop`` asks, which training a checkpoint belongs to.
     attributes
         Names of attributes of ``model`` that a failure puts back, beside weights and history.
     **kwargs
         For Lightning.
     """
-    validate.positive(max_epochs, "max_epochs")
+    validate.positive(loop.max_epochs or 0, "max_epochs")
+    checkpoint_dir, validated = loop.checkpoint_dir, data.val_dataset is not None
     history = EpochHistory(_kept.curves(model))
     callbacks: list[Callback] = [*kwargs.pop("callbacks", []), history]
-    if early_stopping and validated:
-        callbacks.append(StopWhenStale(patience, history))
+    if loop.early_stopping and validated:
+        callbacks.append(StopWhenStale(loop.patience, history))
     resume = None
     if checkpoint_dir is not None:
         checkpoint_dir.mkdir(parents=True, exist_ok=True)
         callbacks.append(KeepCheckpoint(checkpoint_dir / CHECKPOINT))
-        kwargs["plugins"] = [*kwargs.pop("plugins", []), SafeCheckpointIO(_saving.jsonable(record))]
+        kwargs["plugins"] = [*kwargs.pop("plugins", []), SafeCheckpointIO(_saving.jsonable({**record, **loop.of_record()}))]
         resume = checkpoint_dir / CHECKPOINT if (checkpoint_dir / CHECKPOINT).is_file() else None
     settings: dict[str, Any] = {
         "callbacks": callbacks,
@@ -188,17 +147,17 @@ def fit(
         "check_val_every_n_epoch": 1 if validated else None,
         "enable_checkpointing": False,
         "enable_progress_bar": _progress.wanted(),
-        "log_every_n_steps": max(1, min(10, steps)),
+        "log_every_n_steps": max(1, min(10, loop.steps)),
         "devices": 1,
         "accelerator": "auto",
         "use_distributed_sampler": False,
     }
     settings.update(kwargs)
     with all_or_nothing(model, attributes), quiet(), torch.random.fork_rng(devices=_cuda()):
-        torch.manual_seed(seed)
+        torch.manual_seed(loop.seed)
         plan = make_plan()
         model.module.train()  # a model that was trained or loaded before is in eval mode, and Lightning leaves it there
-        TrainRunner(model, plan, data, max_epochs=max_epochs, ckpt_path=None if resume is None else str(resume), **settings)()
+        TrainRunner(model, plan, data, max_epochs=loop.max_epochs, ckpt_path=None if resume is None else str(resume), **settings)()
         keep(plan, history)
 
 

@@ -1,16 +1,15 @@
 """The frozen parameter set of ImageGeneCLIP."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 from stimg._core import validate
+from stimg.model._options import Options
 
 WAYS = ("centre", "adversarial", "within")
 
 
 @dataclass(frozen=True)
-class ImageGeneCLIPOptions:
+class ImageGeneCLIPOptions(Options):
     """What an alignment of image and expression is made of. Changing one field gives another model.
 
     Parameters
@@ -156,21 +155,3 @@ class ImageGeneCLIPOptions:
     def does(self, way: str) -> bool:
         """Return whether ``batch`` is, or has among others, ``way``."""
         return way in ((self.batch,) if isinstance(self.batch, str) else self.batch)
-
-    def changed(self, **changes: Any) -> "ImageGeneCLIPOptions":
-        """Return a copy with ``changes``; an unknown field is a TypeError that lists the known ones."""
-        known = [f.name for f in fields(self)]
-        unknown = sorted(set(changes) - set(known))
-        if unknown:
-            raise TypeError(f"ImageGeneCLIP has no option {unknown}; it has {known}.")
-        return replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values; :meth:`from_dict` is the inverse."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ImageGeneCLIPOptions":
-        """Return the options of :meth:`to_dict`'s values, also after a round trip through JSON."""
-        turned = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls().changed(**turned)

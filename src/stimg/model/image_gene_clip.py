@@ -1,18 +1,18 @@
 """ImageGeneCLIP: image and expression of the same place, in one space."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from stimg._core import rng as _rng
-from stimg.model import _clip_export, _clip_inference, _clip_record, _clip_training
+from stimg.model import _clip_export, _clip_inference, _clip_read, _clip_training
 from stimg.model._clip_base import ClipBase
 from stimg.model._clip_inference import Retrieved
+from stimg.model.clip_options import ImageGeneCLIPOptions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -64,6 +64,8 @@ class ImageGeneCLIP(ClipBase):
     What ``model.scores_`` holds, a dict of scores by protocol, is written on the card of a saved model.
     """
 
+    _setup_names = ("image", "gene", "layer", "library_key", "donor_key", "batch_key")
+    _record_fields = ("facts",)
     _limits = LIMITS
 
     def train(
@@ -122,7 +124,7 @@ class ImageGeneCLIP(ClipBase):
         -----
         A training that fails or is interrupted leaves the model as it was; with ``checkpoint_dir``, the same call goes on from the last epoch.
         """
-        _clip_training.train(self, monitor=monitor, **self._loop(locals()).arguments(), **trainer_kwargs)
+        _clip_training.train(self, self._loop(locals()), monitor=monitor, **trainer_kwargs)
 
     def get_image_embedding(self, adata: "AnnData | None" = None, *, normalise: bool | None = None, batch_size: int = 4096) -> np.ndarray:
         """Return the embedding of the image of every observation, float32 (n_obs, n_dim); ``adata`` needs no counts and no genes.
@@ -291,9 +293,6 @@ class ImageGeneCLIP(ClipBase):
         """
         return _clip_export.to_lazyslide(self, name, head, reference)
 
-    def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return _clip_record.contents(self)
-
     @classmethod
     def load(  # type: ignore[override]
         cls,
@@ -303,7 +302,7 @@ class ImageGeneCLIP(ClipBase):
         device: str | torch.device = "cpu",
         encoder: "ImageEncoder | None" = None,
         encoder_path: str | Path | None = None,
-    ) -> "ImageGeneCLIP":
+    ) -> Self:
         """Return the model that :meth:`save` wrote; nothing is unpickled.
 
         Parameters
@@ -317,4 +316,18 @@ class ImageGeneCLIP(ClipBase):
         encoder, encoder_path
             Of a model that reads tiles: the encoder it was trained with, or where its weights are. What was trained of it is in the folder.
         """
-        return _clip_record.load(cls, Path(dir_path), adata, torch.device(device), encoder=encoder, encoder_path=encoder_path)
+        return super().load(dir_path, adata, device=device, encoder=encoder, encoder_path=encoder_path)
+
+    def _facts(self) -> dict[str, Any]:
+        return {"facts": self.facts, "scores": self.scores_}
+
+    @classmethod
+    def _from_record(cls, record: Mapping[str, Any], **options: Any) -> Self:
+        made = ImageGeneCLIPOptions.from_dict(record["options"])
+        model = cls(None, record["genes"], options=made, registry=record["registry"], facts=record["facts"], **options)
+        model.scores_ = record.get("scores", {})
+        return model
+
+    def _accept(self, adata: "AnnData") -> None:
+        _clip_read.image_columns(self, adata)
+        _clip_read.gene_columns(self, adata)
