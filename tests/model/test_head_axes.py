@@ -251,8 +251,14 @@ def test_bad_input(tables):
         ExpressionHead.fit(tables, features="X_some", expression=[section("M1", "M", image=False)])
     with pytest.raises(ValueError, match=r"the sections \['A1'\] are in several tables"):
         ExpressionHead.fit(tables, features="X_some", kind="axes", expression=section("A1", "A", seed=8))
-    with pytest.raises(TypeError, match="expression holds"):
-        ExpressionHead.fit(tables, features="X_some", kind="axes", expression=[3])
+    for nothing in ([3], []):
+        with pytest.raises(TypeError, match="expression holds"):
+            ExpressionHead.fit(tables, features="X_some", kind="axes", expression=nothing)
+    logged = section("M1", "M", image=False)
+    logged.X = logged.X.log1p()
+    with pytest.raises(ValueError, match="counts"):
+        ExpressionHead.fit(tables, features="X_some", kind="axes", expression=logged)
+    assert ExpressionHead.fit(tables, features="X_some", kind="axes", n_joint=99).map.axes.axes.shape[1] < 31  # as many as there are genes
     with pytest.raises(ValueError, match="kind='axes' regresses on features and reads no model"):
         ExpressionHead.fit(tables, kind="axes", model=object())
     ridge = ExpressionHead.fit(tables, features="X_some")

@@ -1,17 +1,16 @@
 """What an expression head is made of."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from stimg._core import validate
+from stimg.model._options import Options
 
 KINDS = ("ridge", "axes", "retrieval", "trained")
 FEATURES = "X_efficientnet_lite0"
 
 
 @dataclass(frozen=True)
-class ExpressionHeadOptions:
+class ExpressionHeadOptions(Options):
     """What a head is made of.
 
     Parameters
@@ -48,12 +47,3 @@ class ExpressionHeadOptions:
         if self.n_components is not None:
             validate.whole(self.n_components, "n_components")
         validate.positive(self.temperature, "temperature")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values; :meth:`from_dict` is the inverse."""
-        return {**asdict(self), "features": list(self.features)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ExpressionHeadOptions":
-        """Return the options of :meth:`to_dict`'s values, also after a round trip through JSON."""
-        return cls(**{**values, "features": tuple(values["features"])})

@@ -57,7 +57,7 @@ def predict_expression(
     reference
         One AnnData or several with counts and the same features, to fit a head on; or, with the decoder of a ``model``, to calibrate it on.
     model
-        A saved or fitted :class:`stimg.model.ExpressionHead`, or a trained :class:`stimg.model.ImageGeneCLIP`.
+        A :class:`stimg.model.ExpressionHead`, fitted or loaded, or a trained :class:`stimg.model.ImageGeneCLIP`.
     features
         Slots of ``obsm`` to fit a head on. A model knows what it reads.
     head
