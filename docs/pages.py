@@ -17,6 +17,7 @@ MODULES = {
     "zoo": "Encoders",
     "metrics": "Metrics",
     "image": "Images: rasters, crops and stores",
+    "image.interpolate": "Images: values between measured places",
     "data": "Data: batches of crops",
     "nn": "Networks",
     "plan": "Training plans",

@@ -51,6 +51,7 @@ CALLS = {
     "pp.rasterize": lambda data, **k: stimg.pp.rasterize(data, **k),
     "pp.resample": lambda data, **k: stimg.pp.resample(data, pixel_um=400.0, **k),
     "pp.select_genes": lambda data, **k: stimg.pp.select_genes(data, rule="variance", n=5, **k),
+    "pp.sparsify": lambda data, **k: tables_of(stimg.pp.sparsify(data, mask="quarter", phase=1, **k), **k),
     "pp.spatial_autocorr": lambda data, **k: stimg.pp.spatial_autocorr(data, n_perms=3, **k),
     "pp.spatial_blocks": lambda data, **k: stimg.pp.spatial_blocks(data, block_um=500.0, buffer_um=200.0, key_added="b", **k),
     "pp.hold_out_blocks": lambda data, **k: stimg.pp.hold_out_blocks(data, held=["D1S1/1"], **k),
@@ -86,6 +87,11 @@ def read_embedding(data, **options):
         path = Path(folder) / "features.h5ad"
         ad.AnnData(np.arange(2.0 * len(names)).reshape(-1, 2), obs=pd.DataFrame(index=names)).write_h5ad(path)
         stimg.pp.read_embedding(data, path, key_added="X_uni", **options)
+
+
+def tables_of(parts, table_key="table"):
+    """Return the tables of several objects, by number."""
+    return {str(i): part if isinstance(part, ad.AnnData) else part.tables[table_key] for i, part in enumerate(parts)}
 
 
 def checked(data, result, table_key="table"):
@@ -154,7 +160,7 @@ def test_the_table_of_a_spatialdata_is_treated_as_an_anndata(slide, verb):
         assert adata.uns["stimg"]["rasterize"].pop("coordinate_system") == "none"
     assert_same(adata, sdata.tables["cells"])
     assert_same(other, sdata.tables["table"])
-    if verb in ("pp.resample", "pp.check_slide"):
+    if verb in ("pp.resample", "pp.check_slide", "pp.sparsify"):
         assert_same(alone, within)
     elif verb.startswith("pl."):
         np.testing.assert_equal(drawn(within), drawn(alone))

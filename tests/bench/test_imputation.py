@@ -14,8 +14,10 @@ import stimg
 from stimg.bench import LeakageError, Prediction, get_protocol, load_sections
 from stimg.bench.masks import MASKS, hidden_spots
 from stimg.bench.method import METHODS, load
+from stimg.bench.methods.imputation import RIVALS
 from stimg.bench.protocol import Fold
 from stimg.bench.protocols.imputation import ImputationProtocol, sd_key
+from stimg.image import interpolate
 from stimg.image.spec import RasterSpec
 
 PROTOCOL = get_protocol("imputation")
@@ -321,7 +323,43 @@ def test_methods_agree_with_plain_loops(sections, library, mask, method):
     np.testing.assert_allclose(found, expected, atol=5e-3 if method == "Gaussian" else 1e-9)
 
 
-@pytest.mark.parametrize("method", BLIND)
+@pytest.mark.parametrize("mask", ["checkerboard", "hole"])
+@pytest.mark.parametrize("method", sorted(RIVALS))
+def test_rivals_are_the_methods_of_the_image_package(sections, mask, method):
+    """From counts by hand: the genes of the task, then those with most counts; axes from the other donor where they are wanted."""
+    load()
+    task, _ = task_of(sections, "visium", mask)
+    answer = METHODS[method].function(task, np.random.default_rng(0))
+    found = SMALL.check(task, values(answer), method)
+    (observed,), (other,) = task.test, task.train
+    total = np.asarray(observed.X.sum(axis=0)).ravel()
+    genes = [*task.genes, *[g for g in observed.var_names[np.argsort(-total, kind="stable")] if g not in task.genes]]
+
+    def logs(adata):
+        counts, depth = np.asarray(adata[:, genes].X.todense(), dtype=float), np.asarray(adata.X.sum(axis=1), dtype=float)
+        return np.log1p(1e4 * counts / depth), depth.ravel()
+
+    known, depth = logs(observed)
+    inner = interpolate.METHODS[RIVALS[method]]
+    section = interpolate.Measured(
+        np.array(lattice_places(observed)), known, columns=np.arange(25), depth=depth, loadings=interpolate.axes_of_sections([logs(other)])
+    )
+    expected = inner(section, np.array(lattice_places(task.where["visium"])))
+    np.testing.assert_allclose(found["visium"], expected.values, atol=1e-7)
+    assert (sd_key("visium") in found) == (expected.variance is not None)
+    if expected.variance is not None:
+        np.testing.assert_allclose(found[sd_key("visium")], np.sqrt(expected.variance), atol=1e-7)
+    assert (getattr(answer, "notes", {}).get("regime") == "other donors") == inner.donors
+
+
+def test_rivals_from_other_donors_need_some(sections):
+    load()
+    task, _ = task_of({"visium": sections["visium"]}, "visium", "hole")
+    with pytest.raises(ValueError, match="There is no section of another donor"):
+        METHODS["kriging ensemble, other donors"].function(task, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("method", BLIND + tuple(sorted(RIVALS)))
 def test_methods_do_not_depend_on_the_order_of_spots(sections, method):
     load()
     found = []
@@ -333,28 +371,7 @@ def test_methods_do_not_depend_on_the_order_of_spots(sections, method):
         answer = SMALL.check(task, values(METHODS[method].function(task, np.random.default_rng(0))), method)["visium"]
         found.append(pd.DataFrame(answer, index=task.where["visium"].obs_names, columns=task.genes).sort_index())
     assert (found[0].index == found[1].index).all()
-    np.testing.assert_allclose(found[0][list(found[1].columns)], found[1], atol=1e-9)
-
-
-def test_one_row_of_spots_has_no_triangle():
-    from stimg.bench.methods.imputation import linear_weights, nearest_weights
-
-    known, wanted = np.array([[0.0, 0.0], [0.0, 2.0], [0.0, 4.0]]), np.array([[0.0, 1.0], [0.0, 3.5]])
-    assert (linear_weights(known, wanted) != nearest_weights(known, wanted)).nnz == 0
-    assert nearest_weights(known, wanted).toarray().tolist() == [[1, 0, 0], [0, 0, 1]]
-
-
-def test_gaussian_gives_something_however_small_the_bandwidth(monkeypatch):
-    from stimg.bench.methods import imputation
-
-    known = np.array([[0.0, 0.0], [0.0, 1.0], [0.0, 900.0]])
-    values = np.array([[1.0], [2.0], [5.0]])
-    np.testing.assert_allclose(imputation.gaussian_mean(known, values, known, 0.35, np.arange(3)), [[2], [1], [2]])
-    np.testing.assert_allclose(imputation.gaussian_mean(known, values, np.array([[0.0, 0.2], [0.0, 1.2]]), 0.02), [[1], [2]])
-    places = np.random.default_rng(0).uniform(0, 9, (50, 2))
-    whole = imputation.gaussian_mean(known, values, places, 1.0)
-    monkeypatch.setattr(imputation, "ROWS", 7)
-    np.testing.assert_allclose(imputation.gaussian_mean(known, values, places, 1.0), whole, rtol=1e-12)
+    np.testing.assert_allclose(found[0][list(found[1].columns)], found[1], atol=1e-7)
 
 
 def test_true_neighbours_reads_the_hidden_ones_too(sections):

@@ -9,6 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stimg.image.interpolate import _weights as weights
 from stimg.image.lattice import neighbour_pairs
 from stimg.image.spec import RasterSpec
 from stimg.metrics import _noise_ceiling, nulls
@@ -130,7 +131,7 @@ def test_more_ties_than_are_asked_for_at_first(monkeypatch):
     values, test = rng.normal(size=(len(train), 2)), rng.integers(0, 5, (50, 2)).astype(float)
     expected = plain_neighbours(train, values, test, 7)
     np.testing.assert_allclose(nulls.coordinate_neighbours(train, values, test, k=7), expected, atol=1e-12)
-    monkeypatch.setattr(nulls, "ROWS", 3)
+    monkeypatch.setattr(weights, "ROWS", 3)
     np.testing.assert_allclose(nulls.coordinate_neighbours(train, values, test, k=7), expected, atol=1e-12)
 
 

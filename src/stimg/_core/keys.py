@@ -21,6 +21,8 @@ TILES = "tiles"
 CHECK_SLIDE = "check_slide"
 MORAN = "moranI"
 GEARY = "gearyC"
+STATUS = "stimg_status"
+"""``obs``: whether an observation was measured, imputed or invented."""
 
 
 def embedding_key(model: str) -> str:
@@ -106,6 +108,17 @@ SLOTS: tuple[Slot, ...] = (
         "float32 embedding of the expression of the observation, n_obs x width",
     ),
     Slot('layers["stimg_<model>"]', "stimg.tl.impute_genes", "float32 log(1 + counts per 10,000) of the genes asked for, NaN elsewhere"),
+    Slot(
+        'layers["stimg_<method>"], layers["stimg_<method>_sd"]',
+        "stimg.tl.impute",
+        "float32 log(1 + counts per 10,000), measured or predicted, and standard deviation of a new measurement, NaN where measured; in a table of its own",
+    ),
+    Slot(f'obs["{STATUS}"]', "stimg.tl.impute", "measured, imputed (a point of the measured lattice) or invented, categorical"),
+    Slot(
+        'tables["<table_key>_imputed"], shapes["<library>_<table>"]',
+        "stimg.tl.impute on SpatialData",
+        "the table of measured observations and predicted places, and the circles that it annotates",
+    ),
     Slot(
         'layers["stimg_<head>"], layers["stimg_<head>_lower"], layers["stimg_<head>_upper"]',
         "stimg.tl.predict_expression",

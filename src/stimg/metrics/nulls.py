@@ -8,11 +8,10 @@ say how much of a score needs no image, and cannot be used where the counts are 
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
-from scipy.spatial import KDTree
 
 from stimg._core import validate
 from stimg._core.rng import RngLike, as_generator
+from stimg.image.interpolate import k_nearest_weights
 from stimg.metrics._arrays import matrix, same_length, same_width
 from stimg.metrics._noise_ceiling import Ceiling, noise_ceiling
 from stimg.metrics._ridge import Linear, RidgePrediction, embedding_ridge, ridge
@@ -27,7 +26,6 @@ __all__ = [
     "coordinate_neighbours",
     "depth_line",
     "embedding_ridge",
-    "k_nearest_weights",
     "neighbour_mean",
     "noise_ceiling",
     "permute_blocks",
@@ -35,11 +33,6 @@ __all__ = [
     "random_embedding",
     "ridge",
 ]
-
-TIE = 1e-9
-"""Relative difference below which two distances are equal."""
-ROWS = 4096
-"""Observations whose neighbours are looked up at a time."""
 
 
 def constant(train_values: np.ndarray, n_test: int) -> np.ndarray:
@@ -83,30 +76,6 @@ def depth_line(train_values: np.ndarray, train_depth: np.ndarray, test_depth: np
     flat = squares <= 1e-24 * float((logs[0] ** 2).sum())  # one depth throughout, but for rounding
     slope = np.zeros((1, values.shape[1])) if flat else x.T @ centred(values, train_section) / squares
     return values.mean(axis=0) + (logs[1] - logs[0].mean()) * slope
-
-
-def k_nearest_weights(train: np.ndarray, test: np.ndarray, k: int) -> sp.csr_matrix:
-    """Return weights (n_test, n_train) whose rows sum to 1: the ``k`` nearest, those at the k-th distance sharing the places that are left."""
-    tree, n = KDTree(train), len(train)
-    rows, columns, weights = [], [], []
-    for start in range(0, len(test), ROWS):
-        left, ask = np.arange(start, min(start + ROWS, len(test))), min(k + 16, n)
-        while len(left):
-            distance, index = tree.query(test[left], k=np.arange(1, ask + 1))
-            limit = distance[:, k - 1 : k]
-            tied = np.abs(distance - limit) <= TIE * limit
-            done = np.ones(len(left), bool) if ask == n else ~tied[:, -1]
-            nearer = (distance < limit) & ~tied
-            places = k - nearer.sum(axis=1, keepdims=True)
-            weight = (nearer + tied * places / np.maximum(tied.sum(axis=1, keepdims=True), 1)) / k
-            weight[~done] = 0
-            row, column = np.nonzero(weight)
-            rows.append(left[row])
-            columns.append(index[row, column])
-            weights.append(weight[row, column])
-            left, ask = left[~done], min(2 * ask, n)
-    parts = (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns)))
-    return sp.csr_matrix(parts, shape=(len(test), n))
 
 
 def coordinate_neighbours(

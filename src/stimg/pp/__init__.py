@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stimg.pp._resample import resample
     from stimg.pp._select_genes import select_genes
     from stimg.pp._set_mpp import set_mpp
+    from stimg.pp._sparsify import sparsify
     from stimg.pp._spatial_autocorr import spatial_autocorr
     from stimg.pp._spatial_context import spatial_context
     from stimg.pp._split import split
@@ -30,6 +31,7 @@ _WHERE = {
     "resample": "_resample",
     "select_genes": "_select_genes",
     "set_mpp": "_set_mpp",
+    "sparsify": "_sparsify",
     "spatial_autocorr": "_spatial_autocorr",
     "spatial_blocks": "_blocks",
     "spatial_context": "_spatial_context",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from stimg.tl._embed import embed
     from stimg.tl._embed_genes import embed_genes
     from stimg.tl._embed_image import embed_image
+    from stimg.tl._impute import impute
     from stimg.tl._impute_genes import impute_genes
     from stimg.tl._predict_expression import predict_expression
     from stimg.tl._retrieve import retrieve
@@ -20,6 +21,7 @@ _WHERE = {
     "embed": "_embed",
     "embed_genes": "_embed_genes",
     "embed_image": "_embed_image",
+    "impute": "_impute",
     "impute_genes": "_impute_genes",
     "predict_expression": "_predict_expression",
     "retrieve": "_retrieve",
