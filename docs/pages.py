@@ -168,10 +168,11 @@ def write(docs: Path) -> None:
     _update(docs / "generated" / "_methods.md", methods_page())
     for kind in ("image", "gene"):
         _update(docs / "generated" / f"_{kind}_encoders.md", encoders_page(kind))
-    from stimg.model import ImageGeneCLIPOptions, ImageMAEOptions, SlideClassifierOptions, STMAEOptions
+    from stimg.model import ImageGeneCLIPOptions, ImageMAEOptions, S2SImputerOptions, SlideClassifierOptions, STMAEOptions
 
     _update(docs / "generated" / "_stmae_options.md", options_table(STMAEOptions))
     _update(docs / "generated" / "_image_mae_options.md", options_table(ImageMAEOptions))
+    _update(docs / "generated" / "_s2s_options.md", options_table(S2SImputerOptions))
     _update(docs / "generated" / "_slide_classifier_options.md", options_table(SlideClassifierOptions))
     _update(docs / "generated" / "_image_gene_clip_options.md", options_table(ImageGeneCLIPOptions))
     names = copy_tutorials(docs.parent / "tutorials", docs / "tutorials")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from stimg.model.image_mae import ImageMAE
     from stimg.model.mae_options import ImageMAEOptions
     from stimg.model.options import STMAEOptions
+    from stimg.model.s2s import S2SImputer
+    from stimg.model.s2s_options import S2SImputerOptions
     from stimg.model.slide_classifier import SlideClassifier
     from stimg.model.slide_options import SlideClassifierOptions
     from stimg.model.stmae import STMAE
@@ -25,6 +27,8 @@ _NAMES = {
     "ImageGeneCLIPOptions": "clip_options",
     "ImageMAE": "image_mae",
     "ImageMAEOptions": "mae_options",
+    "S2SImputer": "s2s",
+    "S2SImputerOptions": "s2s_options",
     "STMAE": "stmae",
     "STMAEOptions": "options",
     "SlideClassifier": "slide_classifier",

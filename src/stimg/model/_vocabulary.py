@@ -25,7 +25,7 @@ def default_genes(adata: "AnnData") -> list[str]:
     return adata.var_names[gene].tolist()
 
 
-def vocabulary(adata: "AnnData | None", genes: Sequence[str] | None) -> pd.Index:
+def vocabulary(adata: "AnnData | None", genes: Sequence[str] | None, *, least: int = 2) -> pd.Index:
     """Return the vocabulary of a model made with ``adata`` and ``genes``; a ValueError where it is too small or names a gene twice."""
     if genes is None:
         if adata is None:
@@ -33,8 +33,8 @@ def vocabulary(adata: "AnnData | None", genes: Sequence[str] | None) -> pd.Index
         genes = default_genes(adata)
     found = pd.Index(validate.names(genes))
     validate.unique_names(found, "genes in the vocabulary", todo="Pass every gene once.")
-    if len(found) < 2:
-        raise ValueError(f"The vocabulary has {len(found)} genes; wanted at least 2.")
+    if len(found) < least:
+        raise ValueError(f"The vocabulary has {len(found)} genes; wanted at least {least}.")
     if adata is not None:
         validate.genes(found, adata.var_names, what="genes of the vocabulary", todo="Pass names of adata.var_names.")
     return found

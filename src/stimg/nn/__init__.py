@@ -6,6 +6,7 @@ from stimg.nn.masking import MaskSpec, draw_mask
 from stimg.nn.mil import GatedAttention, MILModule
 from stimg.nn.packing import Packed, pack
 from stimg.nn.released import ReleasedMAE
+from stimg.nn.s2s import S2SModule
 from stimg.nn.stmae import STMAEModule
 from stimg.nn.tokens import GeneTokens
 from stimg.nn.transformer import SpatialTransformer
@@ -19,6 +20,7 @@ __all__ = [
     "MaskSpec",
     "Packed",
     "ReleasedMAE",
+    "S2SModule",
     "STMAEModule",
     "SpatialTransformer",
     "draw_mask",

@@ -57,7 +57,7 @@ def impute(
         Raw counts of rasterised observations (:func:`stimg.pp.rasterize`). It is left as it is but for the table that a SpatialData gets.
     method
         A name of ``stimg.image.interpolate.METHODS``: ``"ensemble"`` (the default: best on hidden spots), ``"kriging"``, ``"pca_kriging"``, ``"gaussian"``,
-        ``"nearest"``, ...; a model with ``impute(adata, targets, genes=)``; a function of (measured,
+        ``"nearest"``, ...; a model with ``impute(adata, targets, genes=)``, such as a trained :class:`stimg.model.S2SImputer`; a function of (measured,
         wanted), see :class:`stimg.image.interpolate.Measured`; or a pair of these, ``(model, "kriging")``: the second interpolates what the first misses
         at measured observations that are left out of it.
     targets

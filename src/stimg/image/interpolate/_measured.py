@@ -40,12 +40,12 @@ class Measured:
 
     @property
     def asked(self) -> np.ndarray:
-        """Values of the genes that are asked for, (n, genes)."""
+        """Return the values of the genes that are asked for, one row a place."""
         return self.values if self.columns is None else self.values[:, self.columns]
 
     @property
     def noise(self) -> np.ndarray | None:
-        """Variance of the noise of each place relative to the others, (n,): one over its counts."""
+        """Return one over the counts of each place: the variance of its noise relative to the others."""
         return None if self.depth is None else 1.0 / np.maximum(self.depth, 1.0)
 
     def part(self, rows: np.ndarray) -> "Measured":
