@@ -151,6 +151,14 @@ def test_resample_writes_documented_slots(section):
     assert not undocumented(new - copied | {'obs["library_id"]', 'obs["array_row"]'}, "stimg.pp.resample")
 
 
+def test_upsample_writes_documented_slots(section):
+    made = stimg.tl.upsample(section, factor=2, method="nearest", genes=section.var_names[:2])
+    copied = {name for name in slots(section) if name.startswith(("obs[", "var["))}
+    new = slots(made) - copied | {'obs["array_row"]', 'obs["array_col"]'}
+    assert {'layers["stimg_nearest"]', 'layers["stimg_nearest_sd"]', 'obs["stimg_status"]', 'obsm["stimg_rc"]'} <= new
+    assert not undocumented(new, "stimg.tl.upsample")
+
+
 def test_models_write_documented_slots(section, model):
     adata = section.copy()
     before = slots(adata)

@@ -70,6 +70,17 @@ def test_hashes_depend_on_counts_by_gene_name_alone():
         hashing.of_observations(counts, names[1:])
 
 
+@pytest.mark.parametrize("entries", [1, 7, 40])
+def test_observations_hash_the_same_some_at_a_time(monkeypatch, entries):
+    counts = sp.csr_matrix(np.random.default_rng(1).poisson(0.2, (60, 30)) * (np.arange(60) % 9 > 2)[:, None])
+    names = [f"g{i}" for i in range(30)]
+    found = hashing.of_observations(counts, names)
+    monkeypatch.setattr(hashing, "ENTRIES", entries)
+    np.testing.assert_array_equal(hashing.of_observations(counts, names), found)
+    np.testing.assert_array_equal(np.concatenate([hashing.of_observations(row, names) for row in counts]), found)
+    assert len(hashing.of_observations(counts[:0], names)) == 0
+
+
 def test_names_hash_the_same_everywhere():
     assert hashing.of_names(["B1\0" + "10x13", ""]).tolist() == [
         int.from_bytes(__import__("hashlib").blake2b(t.encode(), digest_size=8).digest(), "little") for t in ("B1\0" + "10x13", "")

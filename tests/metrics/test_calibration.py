@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from stimg.metrics.calibration import classification_calibration, coverage, interval_coverage_error
+from stimg.metrics.calibration import classification_calibration, coverage, error_by_sd, interval_coverage_error
 
 
 def test_coverage_is_that_of_a_loop():
@@ -125,6 +125,62 @@ def plain_ece(truth, probabilities, classes, n_bins):
         bins[number].append((confidence, classes[list(row).index(confidence)] == t))
     gaps = [abs(np.mean([c for c, _ in b]) - np.mean([r for _, r in b])) if b else 0.0 for b in bins]
     return sum(g * len(b) for g, b in zip(gaps, bins, strict=True)) / len(truth), max(gaps), [len(b) for b in bins]
+
+
+@pytest.mark.parametrize("n_bins", [1, 3, 10])
+def test_errors_by_sd_are_those_of_a_loop(n_bins):
+    rng = np.random.default_rng(3)
+    truth, mean, sd = rng.normal(size=(40, 5)), rng.normal(size=(40, 5)), rng.permutation(np.arange(1, 201) / 50).reshape(40, 5)
+    mean[2, 1], sd[4, 4], sd[5, 0] = np.nan, np.inf, np.nan
+    kept = sorted((float(sd[i, j]), float(truth[i, j] - mean[i, j])) for i, j in np.ndindex(40, 5) if math.isfinite(mean[i, j] + sd[i, j]))
+    ends = [math.ceil(len(kept) * (b + 1) / n_bins) for b in range(n_bins)]
+    parts = [kept[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    sds = [math.sqrt(sum(s * s for s, _ in part) / len(part)) for part in parts]
+    errors = [math.sqrt(sum(e * e for _, e in part) / len(part)) for part in parts]
+    result = error_by_sd(truth, mean, sd, n_bins=n_bins)
+    np.testing.assert_allclose(result.sd, sds)
+    np.testing.assert_allclose(result.rmse, errors)
+    assert result.n.tolist() == [len(part) for part in parts]
+    assert result.error == pytest.approx(np.mean([abs(e - s) / s for s, e in zip(sds, errors, strict=True)]))
+    assert result.n_undefined == 3
+
+
+def test_errors_follow_a_right_sd_and_not_one_that_knows_nothing():
+    rng = np.random.default_rng(4)
+    sd = rng.uniform(0.5, 2.0, 50_000)
+    truth = rng.normal(0.0, sd)
+    right = error_by_sd(truth, np.zeros_like(sd), sd)
+    np.testing.assert_allclose(right.rmse, right.sd, rtol=0.05)
+    assert right.error < 0.03
+    shuffled = error_by_sd(truth, np.zeros_like(sd), rng.permutation(sd))  # the same coverage of its intervals would be near
+    assert np.ptp(shuffled.rmse) < 0.1
+    assert shuffled.error > 0.2
+
+
+def test_equal_sds_are_one_bin_and_the_order_does_not_matter():
+    truth = np.array([1.0, -2.0, 3.0, 0.0])
+    one = error_by_sd(truth, np.zeros(4), np.full(4, 2.0))
+    assert (one.n.tolist(), one.sd.tolist()) == ([4], [2.0])
+    assert one.rmse[0] == pytest.approx(math.sqrt(14 / 4))
+    sd = np.array([1.0, 1.0, 1.0, 5.0])
+    two = error_by_sd(truth, np.zeros(4), sd, n_bins=2)
+    again = error_by_sd(truth[::-1], np.zeros(4), sd[::-1], n_bins=2)
+    assert two.n.tolist() == again.n.tolist() == [3, 1]
+    np.testing.assert_allclose(two.rmse, again.rmse)
+
+
+def test_bad_errors_by_sd_are_refused():
+    x = np.zeros((3, 2))
+    with pytest.raises(ValueError, match=r"sd has 1 values of 6 that are not above 0"):
+        error_by_sd(x, x, np.array([[1, 1], [1, 0], [1, 1.0]]))
+    with pytest.raises(ValueError, match="None of the 6 predictions is finite"):
+        error_by_sd(x, x, np.full((3, 2), np.nan))
+    with pytest.raises(ValueError, match=r"'sd': \(3,\)"):
+        error_by_sd(x, x, x[:, 0])
+    with pytest.raises(ValueError, match="truth has 6 NaN"):
+        error_by_sd(x * np.nan, x, x + 1)
+    with pytest.raises(ValueError, match="n_bins=0"):
+        error_by_sd(x, x, x + 1, n_bins=0)
 
 
 @pytest.mark.parametrize("n_bins", [1, 7, 15])

@@ -370,3 +370,37 @@ def test_left_out_predictions_are_what_trust_reads(pair):
     np.testing.assert_array_equal(
         trust(METHODS["kriging"], measured, rng=1).predicted, cross_fitted(METHODS["kriging"], measured, rng=1).values
     )
+
+
+@pytest.mark.parametrize("verb", ["impute", "upsample"])
+def test_transformed_elements_keep_their_pixels(verb):
+    from spatialdata import get_centroids
+    from spatialdata.transformations import Affine, set_transformation
+
+    plain = simulated(technology="st")
+    hidden = np.arange(0, plain.n_obs, 4)
+    sdata = stimg.datasets.simulate(technology="st", shape=(14, 13), n_genes=30, rng=3, as_sdata=True)
+    turned = Affine([[0.0, -0.5, 900.0], [0.5, 0.0, 70.0], [0, 0, 1]], input_axes=("x", "y"), output_axes=("x", "y"))
+    for element in sdata.shapes.values():
+        set_transformation(element, turned, "global")
+    whole = sdata.tables["table"].copy()
+    sdata.tables["table"] = whole[np.setdiff1d(np.arange(whole.n_obs), hidden)].copy()
+    stimg.pp.rasterize(sdata, coordinate_system="global", mpp=2 * stimg.data.slots.raster_libraries(plain)["D1S1"].spec.mpp)
+    known = sdata.tables["table"].n_obs
+    if verb == "impute":
+        stimg.tl.impute(
+            sdata, method="nearest", targets={"D1S1": whole.obsm["spatial"][hidden]}, genes=whole.var_names[:2], uncertainty=False
+        )
+        found = sdata.tables["table_imputed"]
+        assert (found.obs["stimg_status"].iloc[known:] == "imputed").sum() > 0.6 * len(hidden)
+        np.testing.assert_allclose(found.obsm["spatial"][known:], whole.obsm["spatial"][hidden], atol=1e-6 * whole.obsm["spatial"].max())
+    else:
+        stimg.tl.upsample(sdata, factor=2, method="nearest", genes=whole.var_names[:2], uncertainty=False)
+        found = sdata.tables["table_upsampled"]
+    pitch = np.sort(np.hypot(*(whole.obsm["spatial"][0] - whole.obsm["spatial"]).T))[1] / (2 if verb == "upsample" else 1)
+    step = (found.obsm["spatial"] - found.obsm["spatial"].min(axis=0)) / pitch
+    assert np.abs(step - np.rint(step)).max() < 1e-3
+    (shapes,) = (sdata.shapes[name] for name in found.obs["region"].unique())
+    circles = get_centroids(shapes, coordinate_system="global").compute().to_numpy()
+    np.testing.assert_allclose(circles, found.obsm["spatial"] @ [[0.0, 0.5], [-0.5, 0.0]] + [900.0, 70.0], atol=1e-6 * circles.max())
+    np.testing.assert_allclose(shapes["radius"], 0.25 * pitch, rtol=1e-6)

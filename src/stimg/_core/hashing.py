@@ -3,11 +3,15 @@
 import hashlib
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 LENGTH = 16
+
+ENTRIES = 1 << 18
+"""Counts that are hashed at a time."""
 
 
 def of_strings(values: Iterable[Any], *, ordered: bool = True) -> str:
@@ -59,11 +63,20 @@ def of_observations(matrix: Any, names: Iterable[Any]) -> np.ndarray:
     gene = _of_genes(tuple(names))
     if len(gene) != csr.shape[1]:
         raise ValueError(f"{len(gene)} names for {csr.shape[1]} genes; wanted one name a column.")
-    values = csr.data.astype(np.float32).view(np.uint32).astype(np.uint64)
-    mixed = gene[csr.indices] ^ (values * np.uint64(0xC2B2AE3D27D4EB4F))
+    out = np.zeros(csr.shape[0], dtype=np.uint64)
+    bounds = np.unique([0, *np.searchsorted(csr.indptr, np.arange(ENTRIES, csr.nnz, ENTRIES)), len(out)])
+    for first, last in pairwise(bounds.tolist()):
+        start, stop = csr.indptr[first], csr.indptr[last]
+        out[first:last] = _of_rows(gene[csr.indices[start:stop]], csr.data[start:stop], csr.indptr[first : last + 1] - start)
+    return out
+
+
+def _of_rows(gene: np.ndarray, data: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """Return the sums over rows of the hashes of genes mixed with their values."""
+    mixed = gene ^ (data.astype(np.float32).view(np.uint32).astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F))
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(32)
-    mixed[csr.data == 0] = 0
+    mixed[data == 0] = 0
     total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
-    return total[csr.indptr[1:]] - total[csr.indptr[:-1]]
+    return total[indptr[1:]] - total[indptr[:-1]]

@@ -48,7 +48,7 @@ class Slot(NamedTuple):
     holds: str
 
 
-_READERS, _TABLES = "stimg.datasets", "stimg.pp.resample, stimg.pp.rasterize_points"
+_READERS, _TABLES = "stimg.datasets", "stimg.pp.resample, stimg.pp.rasterize_points, stimg.tl.upsample"
 _GRID = "stimg.pp.plan_tiles of a grid"
 SLOTS: tuple[Slot, ...] = (
     Slot(
@@ -110,14 +110,23 @@ SLOTS: tuple[Slot, ...] = (
     Slot('layers["stimg_<model>"]', "stimg.tl.impute_genes", "float32 log(1 + counts per 10,000) of the genes asked for, NaN elsewhere"),
     Slot(
         'layers["stimg_<method>"], layers["stimg_<method>_sd"]',
-        "stimg.tl.impute",
+        "stimg.tl.impute, stimg.tl.upsample",
         "float32 log(1 + counts per 10,000), measured or predicted, and standard deviation of a new measurement, NaN where measured; in a table of its own",
     ),
-    Slot(f'obs["{STATUS}"]', "stimg.tl.impute", "measured, imputed (a point of the measured lattice) or invented, categorical"),
+    Slot(
+        f'obs["{STATUS}"]',
+        "stimg.tl.impute, stimg.tl.upsample",
+        "measured, imputed (a point of the measured lattice) or invented, categorical",
+    ),
     Slot(
         'tables["<table_key>_imputed"], shapes["<library>_<table>"]',
         "stimg.tl.impute on SpatialData",
         "the table of measured observations and predicted places, and the circles that it annotates",
+    ),
+    Slot(
+        'tables["<table_key>_upsampled"], shapes["<library>_<table>"]',
+        "stimg.tl.upsample on SpatialData",
+        "the same on a finer raster, which the table has as its own",
     ),
     Slot(
         'layers["stimg_<head>"], layers["stimg_<head>_lower"], layers["stimg_<head>_upper"]',

@@ -52,7 +52,9 @@ def finite(array: np.ndarray, name: str, *, todo: str) -> None:
 
 
 def not_empty(adata: Any, *, todo: str = "Check the reader or the filter that made this object.") -> None:
-    """Raise a ValueError where there is no observation or no gene."""
+    """Raise a ValueError where there is no observation or no gene, a TypeError where it is no table."""
+    if not hasattr(adata, "n_obs"):
+        raise TypeError(f"adata is a {type(adata).__name__}; wanted an AnnData. Read the file, or pass its table.")
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"adata has {adata.n_obs} observations and {adata.n_vars} genes; wanted at least one of each. {todo}")
 

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from stimg.metrics.calibration import (
         ClassificationCalibration,
         Coverage,
+        ErrorBySd,
         IntervalCalibration,
         classification_calibration,
         coverage,
+        error_by_sd,
         interval_coverage_error,
     )
     from stimg.metrics.clusters import Agreement, cluster, cluster_agreement
@@ -60,6 +62,7 @@ _NAMES = {
     "Classification": "probes",
     "ClassificationCalibration": "calibration",
     "Coverage": "calibration",
+    "ErrorBySd": "calibration",
     "Interval": "resampling",
     "IntervalCalibration": "calibration",
     "Linear": "nulls",
@@ -90,6 +93,7 @@ _NAMES = {
     "depth_line": "nulls",
     "depth_residual_pearson": "expression",
     "embedding_ridge": "nulls",
+    "error_by_sd": "calibration",
     "flattened_pearson": "expression",
     "fraction_of_ceiling": "expression",
     "gearys_c": "spatial",

@@ -51,6 +51,28 @@ class IntervalCalibration(NamedTuple):
     n_undefined: int
 
 
+class ErrorBySd(NamedTuple):
+    """Errors of Gaussian predictions in bins of their standard deviation.
+
+    Parameters
+    ----------
+    sd, rmse
+        float64 (bins,), root mean square of the standard deviations and of the errors in each bin, from the least sd to the greatest.
+    n
+        int64 (bins,), values in each bin.
+    error
+        Mean over the bins of abs(``rmse`` - ``sd``) / ``sd``: 0 where errors are as large as they were said to be.
+    n_undefined
+        Predictions that are not finite, in no bin.
+    """
+
+    sd: np.ndarray
+    rmse: np.ndarray
+    n: np.ndarray
+    error: float
+    n_undefined: int
+
+
 class ClassificationCalibration(NamedTuple):
     """Calibration error of the top label.
 
@@ -157,6 +179,52 @@ def interval_coverage_error(
     distance = np.where(undefined, np.nan, np.abs(x - mu))
     observed = np.array([np.mean(distance <= z * sigma) for z in scipy.stats.norm.ppf((1 + nominal) / 2)])
     return IntervalCalibration(float(np.mean(np.abs(observed - nominal))), nominal, observed, int(undefined.sum()))
+
+
+def error_by_sd(truth: np.ndarray, mean: np.ndarray, sd: np.ndarray, *, n_bins: int = 10) -> ErrorBySd:
+    r"""Return how large the errors of Gaussian predictions are where a small, and where a large standard deviation was predicted.
+
+    .. math:: \mathrm{ENCE} = \frac{1}{m} \sum_b \frac{| \mathrm{rmse}_b - \mathrm{rms}_b |}{\mathrm{rms}_b}, \quad
+        \mathrm{rms}_b = \sqrt{\mathrm{mean}_b\, \sigma^2}, \quad \mathrm{rmse}_b = \sqrt{\mathrm{mean}_b\, (x - \mu)^2}
+
+    Parameters
+    ----------
+    truth, mean, sd
+        (n_obs, n_genes) or (n_obs,): the truth, and mean and standard deviation (above 0) of its prediction, pooled. Predictions with NaN or an infinity are in
+        no bin.
+    n_bins
+        Bins of ``sd`` with equally many values; equal ones are never divided, so there may be fewer.
+
+    Raises
+    ------
+    ValueError
+        For shapes that differ, no value, no finite prediction, a truth that is not finite, or an ``sd`` that is not above 0.
+
+    Notes
+    -----
+    Levi, Gispan, Giladi and Fetaya (2022), Sensors 22, 5540, equations 8 to 10. Coverage can be right on average with an sd that says nothing about single
+    values; then all bins have the same ``rmse``.
+
+    Examples
+    --------
+    >>> result = error_by_sd(np.array([1.0, -1.0, 4.0, -4.0]), np.zeros(4), np.array([1.0, 1.0, 2.0, 2.0]), n_bins=2)
+    >>> result.sd.tolist(), result.rmse.tolist(), result.error
+    ([1.0, 2.0], [1.0, 4.0], 0.5)
+    """
+    n_bins = whole(n_bins, "n_bins")
+    x, mu, sigma = (each.ravel() for each in _same_shape({"truth": truth, "mean": mean, "sd": sd}))
+    defined = np.isfinite(mu) & np.isfinite(sigma)
+    if not defined.any():
+        raise ValueError(f"None of the {x.size} predictions is finite; wanted a mean and an sd for at least one value.")
+    low = int((sigma[defined] <= 0).sum())
+    if low:
+        raise ValueError(f"sd has {low} values of {x.size} that are not above 0; wanted standard deviations. Did you pass their logarithm?")
+    squares, variance = (x - mu)[defined] ** 2, sigma[defined] ** 2
+    upper = np.unique(np.quantile(sigma[defined], np.arange(1, n_bins + 1) / n_bins, method="inverted_cdf"))  # values that occur
+    bins = np.searchsorted(upper, sigma[defined], side="left")
+    count = np.bincount(bins)
+    rms, rmse = np.sqrt(np.bincount(bins, variance) / count), np.sqrt(np.bincount(bins, squares) / count)
+    return ErrorBySd(rms, rmse, count, float(np.mean(np.abs(rmse - rms) / rms)), int((~defined).sum()))
 
 
 def classification_calibration(

@@ -7,6 +7,8 @@ from stimg._core.validate import whole
 
 K1, K2 = 0.01, 0.03
 """The two constants of SSIM, relative to the range of the data, as in Wang et al. (2004)."""
+AT_ONCE = 2**20
+"""Pixels of all genes that are filtered at a time."""
 
 
 def ssim(
@@ -73,15 +75,17 @@ def ssim(
     share = uniform_filter(inside.astype(np.float64), window, mode="constant")[where]
 
     def local_mean(values: np.ndarray) -> np.ndarray:
-        return uniform_filter(values, window, mode="constant")[where] / share
+        return _under(uniform_filter(values, window, mode="constant", axes=(1, 2)), where) / share
 
     out = np.empty(len(a))
-    for gene, (x, y, r) in enumerate(zip(a, b, ranges, strict=True)):
-        (x, x_mean), (y, y_mean) = _centred(x, inside), _centred(y, inside)
+    at_once = max(1, AT_ONCE // inside.size)
+    for start in range(0, len(a), at_once):
+        part = slice(start, start + at_once)
+        (x, x_mean), (y, y_mean) = _centred(a[part], inside), _centred(b[part], inside)
         mx, my = local_mean(x), local_mean(y)
         vx, vy, vxy = local_mean(x * x) - mx * mx, local_mean(y * y) - my * my, local_mean(x * y) - mx * my
-        mx, my, c1, c2 = mx + x_mean, my + y_mean, (K1 * r) ** 2, (K2 * r) ** 2
-        out[gene] = np.mean((2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2)))
+        mx, my, c1, c2 = mx + x_mean, my + y_mean, (K1 * ranges[part, None]) ** 2, (K2 * ranges[part, None]) ** 2
+        out[part] = np.mean((2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2)), axis=1)
     return float(out[0]) if np.ndim(truth) == 2 else out
 
 
@@ -104,13 +108,18 @@ def psnr(truth: np.ndarray, predicted: np.ndarray, *, data_range: float | np.nda
     return float(out[0]) if np.ndim(truth) == 2 else out
 
 
-def _centred(raster: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the raster less its mean under the mask, 0 outside, and that mean: local variances then lose no digits to an offset."""
-    values = raster[inside].astype(np.float64)
-    mean = float(values.mean())
-    out = np.zeros(inside.shape)
-    out[inside] = values - mean
+def _centred(rasters: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rasters (n, y, x) less their means under the mask, 0 outside, and these means (n, 1): local variances then lose no digits to an offset."""
+    values = _under(rasters, inside)
+    mean = values.mean(axis=1, keepdims=True)
+    out = np.zeros(rasters.shape)
+    out[:, inside] = values - mean
     return out, mean
+
+
+def _under(rasters: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the pixels under the mask, float64 (n, pixels), in memory raster by raster: sums are then the same for one raster and for many."""
+    return np.ascontiguousarray(rasters[:, mask], dtype=np.float64)
 
 
 def _pixels(mask: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:

@@ -106,6 +106,7 @@ def sparsify(
     (16, 48)
     """
     adata = table_of(data, table_key)
+    validate.not_empty(adata)
     counts = validate.counts(adata, layer)
     given = {
         name: value

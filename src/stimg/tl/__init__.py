@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stimg.tl._impute_genes import impute_genes
     from stimg.tl._predict_expression import predict_expression
     from stimg.tl._retrieve import retrieve
+    from stimg.tl._upsample import upsample
 
 _WHERE = {
     "align": "_align",
@@ -25,5 +26,6 @@ _WHERE = {
     "impute_genes": "_impute_genes",
     "predict_expression": "_predict_expression",
     "retrieve": "_retrieve",
+    "upsample": "_upsample",
 }
 __getattr__, __dir__, __all__ = attach(__name__, _WHERE)

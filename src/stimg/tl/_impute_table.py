@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 
 from stimg._core import keys
 from stimg.data.slots import RasterLibrary
+from stimg.tl._impute_pixels import SAME_AFFINE, applied, inverse, to_pixels
 from stimg.tl._impute_places import MEASURED, Wanted
 
 if TYPE_CHECKING:
@@ -42,8 +44,8 @@ def table(
     obs[keys.STATUS] = pd.Categorical(status, categories=list(STATUSES))
     xy = [np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)] if keys.SPATIAL in adata.obsm else []
     for name, each in wanted.items():
-        affine = np.asarray(libraries[name].spec.affine)
-        xy.append((each.points @ affine[:, :2].T + affine[:, 2])[:, ::-1])
+        units = applied(np.asarray(libraries[name].spec.affine), each.points)
+        xy.append(applied(to_pixels(adata, libraries[name]), units)[:, ::-1])
     rc = np.concatenate([np.asarray(adata.obsm[keys.RC]), *(each.rc for each in wanted.values())]).astype(np.int32)
     uns: dict[str, Any] = {"spatial": deepcopy(adata.uns["spatial"])} if "spatial" in adata.uns else {}
     space = adata.uns[keys.UNS]
@@ -74,22 +76,22 @@ def _rows(obs: pd.DataFrame, library: RasterLibrary, wanted: Wanted, library_key
 
 
 def add_to_spatialdata(sdata: Any, name: str, result: "AnnData", libraries: Mapping[str, RasterLibrary], *, library_key: str) -> None:
-    """Add ``tables[name]`` and for each library the circles ``<library>_<name>`` that it annotates, in the coordinate system of its raster."""
+    """Add ``tables[name]`` and for each library the circles ``<library>_<name>`` that it annotates, placed in the coordinate system of its raster."""
     from spatialdata.models import ShapesModel, TableModel
-    from spatialdata.transformations import Identity
 
     systems = result.uns[keys.UNS].get("rasterize", {}).get("coordinate_system", "none")
-    library = result.obs[library_key].astype(str).to_numpy()
+    library, rc = result.obs[library_key].astype(str).to_numpy(), np.asarray(result.obsm[keys.RC])
     shapes, regions = {}, []
     for each, found in libraries.items():
         rows = np.flatnonzero(library == each)
-        system = systems.get(each, "global") if isinstance(systems, Mapping) else "global"
+        on = rows[rc[rows, 0] >= 0]
+        pixels = to_pixels(result, replace(found, rows=on, rc=rc[on]))
         shapes[f"{each}_{name}"] = ShapesModel.parse(
             np.asarray(result.obsm[keys.SPATIAL])[rows],
             geometry=0,
-            radius=RADIUS * found.spec.pitch_um / found.spec.mpp,
+            radius=RADIUS * found.spec.pitch_um / found.spec.mpp * float(np.sqrt(abs(np.linalg.det(pixels[:, :2])))),
             index=result.obs_names[rows],
-            transformations={system: Identity()},
+            transformations={systems.get(each, "global") if isinstance(systems, Mapping) else "global": _back(pixels)},
         )
         regions.append(f"{each}_{name}")
     made = result.copy()
@@ -99,3 +101,15 @@ def add_to_spatialdata(sdata: Any, name: str, result: "AnnData", libraries: Mapp
     for key, element in shapes.items():
         sdata.shapes[key] = element
     sdata.tables[name] = parsed
+
+
+def _back(pixels: np.ndarray) -> Any:
+    """Return the transformation of shapes from pixels to the units that ``pixels`` comes from."""
+    from spatialdata.transformations import Affine, Identity
+
+    if np.array_equal(pixels, SAME_AFFINE):
+        return Identity()
+    there = inverse(pixels)
+    matrix = np.eye(3)
+    matrix[:2, :2], matrix[:2, 2] = there[::-1, 1::-1], there[::-1, 2]
+    return Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y"))

@@ -7,9 +7,16 @@ from scipy.spatial.distance import cdist
 from scipy.stats import multivariate_normal
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+from sklearn.linear_model import Ridge
 
-from stimg.image.interpolate import kriging, matern
-from stimg.image.interpolate._kriging import _candidate, _half, _log_likelihood, _weights
+from stimg.image.interpolate import METHODS, Guide, Measured, _kriging, kriging, matern
+from stimg.image.interpolate._kriging import _fit, _half, _spectra, _weights, shared_spectra
+
+
+def likelihood_of(known, values, ranges, shares, half):
+    """Restricted log likelihood less what all candidates share, (ranges, shares, genes)."""
+    spectra = _spectra(known, None, [(r, 0.0) for r in ranges], 0.5, half)
+    return np.stack([_fit(spectrum, np.array(shares), half[:, None] * values).likelihood for spectrum in spectra])
 
 
 @pytest.fixture
@@ -51,8 +58,7 @@ def test_restricted_likelihood_is_the_density_of_contrasts(section):
     contrasts = scipy.linalg.null_space(np.ones((1, 50)))
     found, expected = [], []
     for length, share in ((1.0, 0.2), (3.0, 0.2), (3.0, 0.7), (8.0, 1.0)):
-        part = _candidate(cdist(known, known), length, 0.5, _half(noise, 50), values)
-        found.append(_log_likelihood(part, np.array([share]))[0])
+        found.append(likelihood_of(known, values, [length], [share], _half(noise, 50))[0, 0])
         covariance = (
             contrasts.T @ ((1 - share) * matern(cdist(known, known), length) + share * np.diag(noise / np.median(noise))) @ contrasts
         )
@@ -85,8 +91,7 @@ def test_averaged_is_the_mean_over_candidates(section):
     known, values, wanted = section
     ranges, shares = [1.0, 4.0], [0.2, 0.6]
     found = kriging(known, values, wanted, ranges=ranges, shares=shares)
-    likelihood = np.stack([_log_likelihood(_candidate(cdist(known, known), r, 0.5, np.ones(50), values), np.array(shares)) for r in ranges])
-    weight = _weights(likelihood, "averaged")
+    weight = _weights(likelihood_of(known, values, ranges, shares, np.ones(50)), "averaged")
     expected = sum(
         weight[i, j] * kriging(known, values, wanted, ranges=[r], shares=[s]).values
         for i, r in enumerate(ranges)
@@ -100,13 +105,37 @@ def test_range_and_noise_are_found_again():
     known = np.argwhere(np.ones((18, 18))).astype(float)
     covariance = matern(cdist(known, known), 5.6) + 0.25 * np.eye(324)
     values = rng.multivariate_normal(np.zeros(324), covariance, size=30, method="cholesky").T
-    likelihood = np.stack(
-        [
-            _log_likelihood(_candidate(cdist(known, known), r, 0.5, np.ones(324), values), np.array([0.05, 0.2, 0.5, 0.9]))
-            for r in (1.4, 2.8, 5.6, 11.0)
-        ]
-    )
+    likelihood = likelihood_of(known, values, [1.4, 2.8, 5.6, 11.0], [0.05, 0.2, 0.5, 0.9], np.ones(324))
     assert np.unravel_index(likelihood.sum(axis=2).argmax(), (4, 4)) == (2, 1)
+
+
+def test_shared_decompositions_change_nothing_and_are_made_once(section, monkeypatch):
+    """Same places and noise: once. Other noise, other places, another smoothness: anew, and never taken for one another."""
+    known, values, wanted = section
+    noise = np.random.default_rng(7).uniform(0.5, 2, 50)
+    calls = [
+        (known, values[:, :2], {"noise": noise}),
+        (known, values, {"noise": noise}),
+        (known, values, {"noise": 4 * noise}),  # in another unit
+        (known, values, {}),
+        (known + 0.1, values, {}),
+        (known, values, {"smoothness": 1.5}),
+        (known, values, {"features": (known, wanted)}),
+        (known, values, {"noise": noise}),
+    ]
+    alone = [kriging(k, v, wanted, **options) for k, v, options in calls]
+    made = []
+    monkeypatch.setattr(_kriging, "eigh", lambda *a, **b: made.append(1) or scipy.linalg.eigh(*a, **b))
+    counted = []
+    with shared_spectra():
+        for (k, v, options), expected in zip(calls, alone, strict=True):
+            found = kriging(k, v, wanted, **options)
+            np.testing.assert_array_equal(found.values, expected.values)
+            np.testing.assert_array_equal(found.variance, expected.variance)
+            counted.append(len(made))
+    assert np.diff(counted).tolist() == [0, 0, 6, 6, 6, 25, 6]
+    kriging(known, values, wanted, noise=noise)
+    assert len(made) == counted[-1] + 6  # nothing is kept afterwards
 
 
 @pytest.mark.parametrize("sharing", ["averaged", "pooled", "none"])
@@ -171,3 +200,75 @@ def test_too_few_places(section):
     known, values, wanted = section
     with pytest.raises(ValueError, match="There are 3 known places; wanted at least 4"):
         kriging(known[:3], values[:3], wanted)
+
+
+@pytest.fixture
+def alike():
+    rng = np.random.default_rng(8)
+    features, weights = rng.normal(2.0, 3.0, (70, 6)), rng.normal(0, 0.3, (6, 4))
+    features[:, 5] = 7.0  # a constant feature says nothing
+    places = rng.uniform(0, 10, (70, 2))
+    return places, features, features @ weights + rng.normal(0, 0.5, (70, 4))
+
+
+def test_features_alone_are_a_ridge_regression(alike, monkeypatch):
+    places, features, values = alike
+    monkeypatch.setattr(_kriging, "GUIDED", (1.0,))
+    found = kriging(places[:50], values[:50], places[50:], features=(features[:50], features[50:]), ranges=[3.0], shares=[0.2])
+    z = (features[:, :5] - features[:50, :5].mean(axis=0)) / features[:50, :5].std(axis=0)
+    z = z / np.sqrt((z[:50] ** 2).sum(axis=1).mean())
+    ridge = Ridge(alpha=0.2 / 0.8).fit(z[:50], values[:50])
+    np.testing.assert_allclose(found.values, ridge.predict(z[50:]), atol=1e-9)
+
+
+def test_features_and_distance_together_are_one_gaussian_process(alike, monkeypatch):
+    places, features, values = alike
+    monkeypatch.setattr(_kriging, "GUIDED", (0.4,))
+    noise = np.random.default_rng(9).uniform(0.5, 2, 50)
+    known, wanted = places[:50], places[50:]
+    found = kriging(known, values[:50], wanted, noise=noise, features=(features[:50], features[50:]), ranges=[3.0], shares=[0.3])
+    z = (features[:, :5] - features[:50, :5].mean(axis=0)) / features[:50, :5].std(axis=0)
+    z = z / np.sqrt((z[:50] ** 2).sum(axis=1).mean())
+    cross = 0.7 * (0.6 * matern(cdist(places, places), 3.0) + 0.4 * z @ z.T)
+    covariance = cross[:50, :50] + 0.3 * np.diag(noise / np.median(noise))
+    system = np.block([[covariance, np.ones((50, 1))], [np.ones((1, 50)), np.zeros((1, 1))]])  # ordinary kriging with a Lagrange multiplier
+    for i in range(20):
+        right = np.append(cross[50 + i, :50], 1.0)
+        solved = np.linalg.solve(system, right)
+        np.testing.assert_allclose(found.values[i], solved[:50] @ values[:50], atol=1e-9)
+        middle = values[:50] - (inverse := np.linalg.inv(covariance)).sum(axis=0) @ values[:50] / inverse.sum()
+        sigma = np.einsum("ig,ij,jg->g", middle, inverse, middle) / 49
+        expected = cross[50 + i, 50 + i] - solved @ right + 0.3
+        np.testing.assert_allclose(found.variance[i], sigma * expected, rtol=1e-8)
+
+
+def test_features_help_where_they_matter_and_do_little_harm_where_they_do_not(alike):
+    places, features, values = alike
+    measured = Measured(places[:50], values[:50], logs=False)
+    error = {}
+    for name, guide in {"none": None, "true": features, "noise": np.random.default_rng(10).normal(size=features.shape)}.items():
+        given = Measured(places[:50], values[:50], logs=False, guide=None if guide is None else Guide(places, guide))
+        error[name] = ((METHODS["kriging"](given, places[50:]).values - values[50:]) ** 2).mean()
+    assert error["true"] < 0.5 * error["none"]
+    assert error["noise"] < 1.1 * error["none"]
+    with pytest.raises(
+        ValueError, match=r"method 'nearest' reads no features of places. Leave the guide out, or take one of \['depth_ensemble'"
+    ):
+        METHODS["nearest"](given, places[50:])
+    with pytest.raises(ValueError, match="1 of 1 places have no features; wanted features of every place"):
+        METHODS["kriging"](given, np.array([[50.0, 50.0]]))
+    assert measured.features(places[50:]) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda k, w: (k[:4], w), r"features have shapes \(4, 6\) and \(20, 6\); wanted \(50, d\) and \(20, d\)"),
+        (lambda k, w: (k, w[:, :2]), r"features have shapes \(50, 6\) and \(20, 2\)"),
+        (lambda k, w: (k, np.where(w > 0, w, np.nan)), "features of the wanted places"),
+    ],
+)
+def test_bad_features(alike, change, message):
+    places, features, values = alike
+    with pytest.raises(ValueError, match=message):
+        kriging(places[:50], values[:50], places[50:], features=change(features[:50], features[50:]))

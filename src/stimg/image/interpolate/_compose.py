@@ -1,6 +1,6 @@
-"""Methods made of methods: means of several, one on what another leaves, in windows; and how far a method can be trusted."""
+"""Methods made of methods: means of several, one on what another leaves; and how far a method can be trusted."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,14 +8,13 @@ import numpy as np
 from stimg._core import validate
 from stimg._core.rng import RngLike, as_generator
 from stimg.image.interpolate._arrays import Interpolated
+from stimg.image.interpolate._kriging import shared_spectra
 from stimg.image.interpolate._measured import Interpolator, Measured
-from stimg.image.split import balanced_blocks
+from stimg.image.interpolate._windows import windowed
 
 FOLDS = 5
-MOST, HALO = 1200, 6.0
-"""Known places of a window, and how far it reaches beyond the places it answers for, in pitches."""
-FEWEST = 64
-"""Known places that a window has at least, the nearest ones where fewer lie in it."""
+LEFT_OUT = 3000
+"""Measured places that are all left out in turn; of more than these about so many are, by chance."""
 LEVEL, QUANTILE = 0.9, 1.6448536269514722
 """Share of the left-out values that mean ± 1.645 sd is to hold."""
 
@@ -31,19 +30,23 @@ class Trust(NamedTuple):
     own
         Whether the method gives standard deviations.
     predicted
-        float64 (n, genes), predictions of the measured places, each made without it.
+        float64 (n, genes), predictions of measured places, each made without it.
+    rows
+        int64 (n,), which measured places these are: all of them, up to 3,000.
     """
 
     factor: np.ndarray
     own: bool
     predicted: np.ndarray
+    rows: np.ndarray
 
 
 def mean_of(methods: Sequence[Interpolator]) -> Interpolator:
     """Return the method that gives the mean of several; the variance is the mean of theirs, as their errors are nearly the same."""
 
     def together(measured: Measured, wanted: np.ndarray) -> Interpolated:
-        found = [method(measured, wanted) for method in methods]
+        with shared_spectra():
+            found = [method(measured, wanted) for method in methods]
         variances = [f.variance for f in found if f.variance is not None]
         variance = sum(variances[1:], variances[0]) / len(variances) if variances else None
         return Interpolated(sum((f.values for f in found[1:]), found[0].values) / len(found), variance)
@@ -71,12 +74,10 @@ def cross_fitted(method: Interpolator, measured: Measured, *, n_folds: int = FOL
 
     Folds are drawn over distinct places, so that two observations of one place are left out together, whatever their order.
     """
-    points, member = np.unique(measured.places, axis=0, return_inverse=True)
-    n_folds = min(validate.whole(n_folds, "n_folds", least=2), len(points))
-    fold = (as_generator(rng).permutation(len(points)) % n_folds)[member.ravel()]
-    values = np.empty(measured.asked.shape)
-    variance: np.ndarray | None = np.empty(measured.asked.shape)
-    for number in range(n_folds):
+    fold = _folds(measured.places, n_folds, rng)
+    values = np.empty((len(fold), measured.n_asked))
+    variance: np.ndarray | None = np.empty(values.shape)
+    for number in range(fold.max() + 1):
         held = fold == number
         found = method(measured.part(~held), measured.places[held])
         values[held] = found.values
@@ -87,51 +88,63 @@ def cross_fitted(method: Interpolator, measured: Measured, *, n_folds: int = FOL
     return Interpolated(values, variance)
 
 
-def trust(method: Interpolator, measured: Measured, *, n_folds: int = FOLDS, rng: RngLike = 0) -> Trust:
+def _folds(places: np.ndarray, n_folds: int, rng: RngLike) -> np.ndarray:
+    points, member = np.unique(places, axis=0, return_inverse=True)
+    n_folds = min(validate.whole(n_folds, "n_folds", least=2), len(points))
+    return (as_generator(rng).permutation(len(points)) % n_folds)[member.ravel()]
+
+
+def trust(method: Interpolator, measured: Measured, *, n_folds: int = FOLDS, rng: RngLike = 0, most: int = LEFT_OUT) -> Trust:
     """Return how far the method's intervals have to be stretched, gene by gene, to hold 90 % of left-out values (see :class:`Trust`).
 
     The quantile is that of split conformal prediction (Lei et al. 2018, JASA 113, 1094-1111), whose coverage holds for places that are as far from measured
-    ones as the left-out places were.
+    ones as the left-out places were. Up to ``most`` measured places are all left out in turn, one of ``n_folds`` parts at a time. Of more, about ``most`` are predicted,
+    in as few parts as give these; of a method in windows in some of its windows, by chance.
     """
-    left = cross_fitted(method, measured, n_folds=n_folds, rng=rng)
-    miss = np.abs(measured.asked - left.values)
+    n = len(measured.places)
+    if n <= most:
+        rows, left = np.arange(n), cross_fitted(method, measured, n_folds=n_folds, rng=rng)
+    else:
+        rows, left = _sampled(method, measured, n_folds, as_generator(rng), most)
+    miss = np.abs(measured.part(rows).asked - left.values)
     own = left.variance is not None
     if left.variance is not None:
         sd = np.sqrt(left.variance)
         miss = np.divide(miss, sd, out=np.zeros_like(miss), where=sd > 0)
-    n = len(miss)
-    rank = min(int(np.ceil(LEVEL * (n + 1))), n) - 1
-    return Trust(np.partition(miss, rank, axis=0)[rank] / QUANTILE, own, left.values)
+    rank = min(int(np.ceil(LEVEL * (len(miss) + 1))), len(miss)) - 1
+    return Trust(np.partition(miss, rank, axis=0)[rank] / QUANTILE, own, left.values, rows)
 
 
-def in_windows(method: Interpolator, *, most: int = MOST, halo: float = HALO) -> Interpolator:
-    """Return the method applied in overlapping windows where there are more than ``most`` known places.
+def _sampled(
+    method: Interpolator, measured: Measured, n_folds: int, rng: np.random.Generator, most: int
+) -> tuple[np.ndarray, Interpolated]:
+    """Return about ``most`` places, and their predictions from the parts that they are not in."""
+    asked, found, count = [], [], 0
+    for rows, each in _left_out(method, measured, n_folds, rng, most):
+        asked.append(rows)
+        found.append(each)
+        count += len(rows)
+        if count >= most:
+            break
+    variances = [each.variance for each in found if each.variance is not None]
+    values = np.concatenate([each.values for each in found])
+    return np.concatenate(asked), Interpolated(values, np.concatenate(variances) if len(variances) == len(found) else None)
 
-    The section is cut into blocks with at most about ``most`` known places; the places of a block are predicted from the known ones in it and up to ``halo`` pitches
-    around it. Time and memory then grow with the number of places, not its square or cube.
-    """
 
-    def windowed(measured: Measured, wanted: np.ndarray) -> Interpolated:
-        n = len(measured.places)
-        if n <= most or not len(wanted):
-            return method(measured, wanted)
-        block = balanced_blocks(np.concatenate([measured.places, wanted]), int(np.ceil(n / most)))
-        values = np.empty((len(wanted), measured.asked.shape[1]))
-        variance: np.ndarray | None = np.empty(values.shape)
-        for number in np.unique(block[n:]):
-            mine, core = block[n:] == number, block == number
-            inside = np.concatenate([measured.places, wanted])[core]
-            low, high = inside.min(axis=0) - halo, inside.max(axis=0) + halo
-            near = ((measured.places >= low) & (measured.places <= high)).all(axis=1)
-            if near.sum() < FEWEST:
-                away = ((measured.places - inside.mean(axis=0)) ** 2).sum(axis=1)
-                near[np.argsort(away, kind="stable")[:FEWEST]] = True
-            found = method(measured.part(near), wanted[mine])
-            values[mine] = found.values
-            if variance is not None and found.variance is not None:
-                variance[mine] = found.variance
-            else:
-                variance = None
-        return Interpolated(values, variance)
-
-    return windowed
+def _left_out(
+    method: Interpolator, measured: Measured, n_folds: int, rng: np.random.Generator, most: int
+) -> Iterator[tuple[np.ndarray, Interpolated]]:
+    """Yield left-out places and their predictions: part by part, at most ``most`` of each, or window by window, in random order."""
+    own, fold = windowed(method), _folds(measured.places, n_folds, rng)
+    windows = [] if own is None else list(own.windows(measured.places, measured.places[:0]))
+    for part in range(fold.max() + 1):
+        held = fold == part
+        if own is None:
+            rows = np.sort(rng.permutation(np.flatnonzero(held))[:most])
+            yield rows, method(measured.part(~held), measured.places[rows])
+            continue
+        for number in rng.permutation(len(windows)):
+            near, core = windows[number].near, windows[number].core
+            rows = core[held[core]]
+            if len(rows):
+                yield rows, own.method(measured.part(near[~held[near]]).dense(), measured.places[rows])
