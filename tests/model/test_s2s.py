@@ -11,12 +11,13 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 import stimg
-from stimg.model import S2SImputer, S2SImputerOptions, _s2s_inference, _s2s_training
-from stimg.model._s2s_calibration import QUANTILE, raw
-from stimg.model._s2s_read import sections
-from stimg.model._s2s_training import axes_without, divided, held_out
+from stimg.data.ledger import remember, seen_of
+from stimg.model import S2SImputer, S2SImputerOptions, _s2s_calibration, _s2s_inference, _s2s_training
+from stimg.model._s2s_calibration import QUANTILE, calibrated, gated, judge, raw
+from stimg.model._s2s_read import helpers_of, sections
+from stimg.model._s2s_training import Donors, axes_of, divided, held_out
 
-SMALL = {"n_samples": 4, "natural": None, "n_hidden": 4, "growth": 2, "n_stages": 2, "n_components": 4, "turns": 1, "window": 4}
+SMALL = {"n_samples": 4, "natural": None, "n_hidden": 4, "growth": 2, "n_stages": 2, "turns": 1, "window": 4}
 FIT = {"max_epochs": 2, "steps_per_epoch": 3, "batch_size": 8, "rng": 0, "enable_progress_bar": False}
 POISON = 54_321.0
 
@@ -35,6 +36,7 @@ def model_of(adata, genes=None, setup=None, **changes):
 
 def trained_on(adata, genes=None, callbacks=(), changes=(), setup=None, **fit):
     model = model_of(adata, genes, setup, **dict(changes))
+    torch.set_num_threads(1)  # numba's first parallel call, maybe in a fixture of the module, changes it, and with it the last bits
     model.train(**{**FIT, **fit}, callbacks=list(callbacks))
     return model
 
@@ -96,13 +98,19 @@ class TestTraining:
         assert len(train) + len(val) == measured.n_obs
         assert len(val) == round(0.15 * measured.n_obs)
 
-    def test_held_out_spots_are_not_learned_from(self, measured, trained):
-        """Other counts of the held-out spots: the losses of training stay as they are to the last bit, and those of validation do not."""
+    @pytest.mark.parametrize("n_genes", [20, 8])
+    def test_held_out_spots_are_not_learned_from(self, measured, n_genes):
+        """Other counts of the held-out spots: the losses of training stay as they are to the last bit, and those of validation do not.
+
+        With 8 genes of interest the others help; which of them do is not told by held-out spots either.
+        """
+        genes = list(measured.var_names[:n_genes])
+        trained = trained_on(measured, genes)
         other = measured.copy()
         counts = other.X.toarray()
         counts[trained.validation_indices_] = POISON
         other.X = sp.csr_matrix(counts)
-        again = trained_on(other)
+        again = trained_on(other, genes)
         assert again.history["train_loss"].equals(trained.history["train_loss"])
         assert not again.history["validation_loss"].equals(trained.history["validation_loss"])
 
@@ -139,12 +147,71 @@ class TestTraining:
         with torch.no_grad():
             for stage in model.module.stages:
                 stage.out.bias.fill_(3.0)
-        from stimg.model._s2s_calibration import gated
-
-        split = divided(model, model._loop(_defaults()))
-        gated(model, held_out(model, split), choose=True)
+        gated(model, judge(model, fields_of(model)), choose=True)
         assert float(model.module.gate) == 0.0
         assert model.judged_["used"] == model.judged_["base"] < model.judged_["network"]
+
+    def test_how_much_of_the_network_is_used(self, measured):
+        """By the formula, spot by spot; and the squared errors by what is predicted with this gate and without it."""
+        trained = trained_on(measured)
+        judged = judge(trained, fields_of(trained))
+        start, found, truth = (
+            np.concatenate([getattr(each, name) for each in judged]).astype(float) for name in ("start", "found", "truth")
+        )
+        assert len(start) == 20
+        a = np.mean((found - start) ** 2)
+        spots = ((truth - start) * (found - start)).mean(axis=0)
+        b, variance = spots.mean(), spots.var(ddof=1) / len(spots)
+        for scale in (1.0, 60.0):  # a larger correction in the right direction would be used in part
+            several = [
+                each._replace(found=each.start + scale * np.abs(each.found - each.start) * np.sign(each.truth - each.start))
+                for each in judged
+            ]
+            gated(trained, several, choose=True)
+            assert 0 <= float(trained.module.gate) <= 1
+            again = np.concatenate([each.found for each in several])
+            wanted = ((start + trained.judged_["gate"] * (again - start) - truth) ** 2).mean()
+            assert trained.judged_["used"] == pytest.approx(wanted, rel=1e-4)
+            assert trained.judged_["network"] == pytest.approx(((again - truth) ** 2).mean(), rel=1e-4)
+        gated(trained, judged, choose=True)
+        wanted = 0.0 if b <= 0 else np.clip(b / a * max(0, 1 - variance / b**2), 0, 1)
+        assert float(trained.module.gate) == pytest.approx(wanted, abs=1e-5)
+        assert trained.judged_["base"] == pytest.approx(((start - truth) ** 2).mean(), rel=1e-5)
+
+    def test_chunks_of_genes_change_nothing(self, measured, monkeypatch):
+        trained = trained_on(measured)
+        fields = fields_of(trained)
+        before = [np.array(trained.calibration), dict(trained.judged_)]
+        for size in (64, 7):
+            monkeypatch.setattr(_s2s_calibration, "CHUNK", size)
+            judged = judge(trained, fields)
+            gated(trained, judged, choose=True)
+            calibrated(trained, judged)
+            np.testing.assert_allclose(trained.calibration, before[0], rtol=1e-4)
+            assert trained.judged_ == pytest.approx(before[1], rel=1e-3, abs=1e-6)
+
+    def test_with_nothing_of_the_network_it_is_tl_impute(self, measured, hidden):
+        """The default of ``tl.impute``, helping genes and all."""
+        genes = list(measured.var_names[4:12])
+        model = trained_on(measured, genes, max_epochs=1)
+        model.module.gate.fill_(0.0)
+        wanted = stimg.tl.impute(measured, targets=hidden, genes=genes, uncertainty=False)
+        values = wanted[hidden.obs_names].layers["stimg_ensemble"]
+        np.testing.assert_allclose(model.impute(targets=hidden).values, values, atol=1e-4)
+
+    def test_with_a_guide_it_starts_from_tl_impute_with_that_guide(self, measured, hidden):
+        part, rest = measured.copy(), hidden.copy()
+        for each in (part, rest):
+            each.obsm["X_guide"] = np.asarray(each.obsm["stimg_truth_proportions"], dtype=np.float32)[:, :-1]
+        genes = list(part.var_names[4:12])
+        model = trained_on(part, genes, max_epochs=1, setup={"guide": "X_guide"})
+        model.module.gate.fill_(0.0)
+        wanted, plain = (
+            stimg.tl.impute(part, targets=rest, genes=genes, uncertainty=False, guide=guide)[rest.obs_names].layers["stimg_ensemble"]
+            for guide in ("X_guide", None)
+        )
+        np.testing.assert_allclose(model.impute(targets=rest).values, wanted, atol=1e-4)
+        assert np.abs(wanted - plain).max() > 1e-2
 
     @pytest.mark.parametrize("validation", ["spots", "blocks", None])
     def test_what_stops_it(self, measured, validation):
@@ -209,6 +276,13 @@ class TestTraining:
         assert (sd > 0).all()
 
 
+def fields_of(model):
+    """The held-out points of a model that was trained on one donor, as its training made them."""
+    split = divided(model, model._loop(_defaults()))
+    helpers = helpers_of(model.adata, model.genes, rows=split.train)
+    return held_out(model, split, helpers, Donors(None, {}))
+
+
 def _defaults():
     arguments = {"validation": "spots", "validation_fraction": 0.15, "early_stopping": True, "patience": 8, "batch_size": 8, "lr": 1e-3}
     return {**arguments, "max_epochs": 1, "weight_decay": 0.0, "rng": 0, "checkpoint_dir": None}
@@ -216,7 +290,7 @@ def _defaults():
 
 class TestUncertainty:
     def test_nine_in_ten_held_out_values_are_inside(self, trained):
-        (field,) = held_out(trained, divided(trained, trained._loop(_defaults())))
+        (field,) = fields_of(trained)
         genes = np.arange(len(trained.genes))
         _, found, sd = raw(trained, field, genes, field.wanted_at)
         truth = field.base.units(field.section.dense(genes)[field.wanted], genes)
@@ -225,7 +299,7 @@ class TestUncertainty:
 
     def test_a_gene_with_large_errors_is_less_sure(self, trained):
         """Factors follow the squared errors of each gene, shrunk to the pooled ones as if these were 20 values."""
-        (field,) = held_out(trained, divided(trained, trained._loop(_defaults())))
+        (field,) = fields_of(trained)
         genes = np.arange(len(trained.genes))
         _, found, sd = raw(trained, field, genes, field.wanted_at)
         z = ((field.base.units(field.section.dense(genes)[field.wanted], genes) - found) / sd) ** 2
@@ -328,6 +402,11 @@ class TestPlaces:
         np.testing.assert_allclose(model.impute(targets=hidden).values, wanted.values, atol=1e-4)
 
 
+def reference_of(part, model):
+    """The training points alone, as the axes of the model have seen them."""
+    return part[np.sort(model.train_indices_)].copy()
+
+
 class TestRegimes:
     def test_several_sections(self):
         adata, keep = slide(n_sections=2, shape=(11, 10))
@@ -350,24 +429,30 @@ class TestRegimes:
         model = trained_on(part)
         assert model.axes.shape == (20, 20)
         found = sections(part, model.genes, **model._reading())
-        whole, without = axes_without(model, found)
+        whole, without = axes_of(model, found, model.genes)
         assert sorted(without) == names[:2]
         poisoned = part.copy()
         counts = poisoned.X.toarray()
         counts[(poisoned.obs["donor"] == names[0]).to_numpy()] += 7
         poisoned.X = sp.csr_matrix(counts)
-        other_whole, other = axes_without(model, sections(poisoned, model.genes, **model._reading()))
+        other_whole, other = axes_of(model, sections(poisoned, model.genes, **model._reading()), model.genes)
         np.testing.assert_array_equal(other[names[0]], without[names[0]])
         assert not np.allclose(other_whole, whole)
         third, rest = adata[keep & (donor == names[2])].copy(), adata[~keep & (donor == names[2])].copy()
         values, _ = model.impute(third, rest)
+        gate = float(model.module.gate)
+        model.module.gate.fill_(0.0)
+        base = stimg.tl.impute(third, method="donor_ensemble", targets=rest, reference=reference_of(part, model), uncertainty=False)
+        wanted = base[rest.obs_names].layers["stimg_donor_ensemble"]
+        np.testing.assert_allclose(model.impute(third, rest).values, wanted, atol=1e-4)
+        model.module.gate.fill_(gate)
         model.save(tmp_path / "m")
         again = S2SImputer.load(tmp_path / "m", third)
         np.testing.assert_array_equal(again.impute(targets=rest).values, values)
         few = again.impute(targets=rest, genes=list(model.genes[:4])).values
         np.testing.assert_allclose(few, values[:, :4], atol=1e-4)
         again.train(**FIT)  # fine-tuned on one donor: what others shared stays
-        np.testing.assert_array_equal(again.axes, model.axes)
+        np.testing.assert_array_equal(again.axes.to_numpy(), model.axes.to_numpy())
         again.axes = None
         assert not np.allclose(again.impute(targets=rest).values, values, atol=1e-3)
 
@@ -386,7 +471,10 @@ class TestRegimes:
         adata = adata.copy()
         adata.obsm["X_guide"] = np.random.default_rng(0).normal(3.0, 2.0, (adata.n_obs, 5)).astype(np.float32)
         part, rest = adata[keep].copy(), adata[~keep].copy()
+        encoder = seen_of(slide(rng=9)[0], who="an encoder", kind="encoder")
+        remember(part, "X_guide", encoder)
         model = trained_on(part, setup={"guide": "X_guide"})
+        assert [each.who for each in model.ledger].count("an encoder") == 1
         train = np.sort(model.train_indices_)
         np.testing.assert_allclose(model.module.guide_mean.numpy(), part.obsm["X_guide"][train].mean(axis=0), rtol=1e-4)
         first = model.impute(targets=rest).values
@@ -430,6 +518,12 @@ class TestFiles:
 class TestLedger:
     def test_measured_spots_were_seen_and_hidden_ones_were_not(self, whole, measured, trained):
         adata, keep = whole
+        few = trained_on(measured, list(measured.var_names[:8]), max_epochs=1)
+        helping = few.ledger[-2]
+        assert (helping.who, set(helping.genes)) == ("the genes that help S2SImputer", set(measured.var_names[8:]))
+        assert set(helping.ids) == set(few.ledger[-1].ids)
+        few.train(**FIT)
+        assert [each.who for each in few.ledger].count(helping.who) == 1
         own = trained.ledger[-1]
         assert (own.who, own.kind, len(own.ids)) == ("S2SImputer", "model", measured.n_obs)
         assert trained.identity(measured)["n_obs_seen_in_training"] == measured.n_obs

@@ -8,209 +8,104 @@ import pytest
 import scipy.sparse as sp
 import torch
 from PIL import Image
-from scipy.stats import multivariate_normal
 
 import stimg
+from stimg.image.interpolate import METHODS, Measured
 from stimg.image.spec import RasterSpec
-from stimg.model import S2SImputerOptions, _s2s_base, _s2s_kriging, _s2s_natural
-from stimg.model._s2s_lattice import plane_of, points_of, raster_of, rasterised, spread_out, steps_of, stride_of, surroundings, symmetries
-from stimg.model._s2s_read import Section, sections
-from stimg.model._s2s_samples import SparserDataset, batch_of, field_of, positions, sparser
+from stimg.model import S2SImputerOptions, _s2s_base, _s2s_natural, _s2s_read
+from stimg.model._s2s_fields import batch_of, field_of
+from stimg.model._s2s_lattice import (
+    plane_of,
+    points_of,
+    positions,
+    raster_of,
+    rasterised,
+    spread_out,
+    steps_of,
+    stride_of,
+    surroundings,
+    symmetries,
+)
+from stimg.model._s2s_read import Section, helpers_of, sections
+from stimg.model._s2s_samples import SparserDataset, compressed, is_full, sparser
 
-OPTIONS = S2SImputerOptions(n_samples=3, natural=None, n_components=5)
-
-
-def falling(a, b, length):
-    return math.exp(-math.hypot(a[0] - b[0], a[1] - b[1]) / length)
-
-
-def ordinary(points, depth, wanted, length, noise):
-    """Ordinary kriging by its equations with a Lagrange multiplier, one place at a time."""
-    n = len(points)
-    system = np.zeros((n + 1, n + 1))
-    for i in range(n):
-        for j in range(n):
-            system[i, j] = falling(points[i], points[j], length) + (noise / depth[i] if i == j else 0)
-    system[n, :n] = system[:n, n] = 1
-    weights, variances = [], []
-    for place in wanted:
-        right = np.array([falling(place, p, length) for p in points] + [1.0])
-        solved = np.linalg.solve(system, right)
-        weights.append(solved[:n])
-        variances.append(1.0 - solved @ right)
-    return np.array(weights), np.array(variances)
+OPTIONS = S2SImputerOptions(n_samples=3, natural=None)
 
 
 @pytest.fixture(scope="module")
 def scattered():
+    """Places, counts, places wanted, and values of 12 genes on 22 places."""
     rng = np.random.default_rng(0)
     points = np.argwhere(rng.random((6, 7)) < 0.6).astype(float)
-    return points, rng.uniform(0.3, 3, len(points)), rng.uniform(0, 6, (9, 2)), rng.normal(size=(len(points), 4))
+    counts = 1000 * rng.uniform(0.3, 3, len(points))
+    return points, counts, rng.uniform(0, 6, (9, 2)), np.log1p(rng.poisson(2, (len(points), 12)) * 3.0)
 
 
-class TestKriging:
-    def test_weights_and_variance(self, scattered):
-        points, depth, wanted, _ = scattered
-        found, variance = _s2s_kriging.kriging(points, depth, wanted, 2.2, 0.3)
-        weights, wanted_variance = ordinary(points, depth, wanted, 2.2, 0.3)
-        np.testing.assert_allclose(found, weights, atol=1e-8)
-        np.testing.assert_allclose(variance, wanted_variance, atol=1e-8)
-        np.testing.assert_allclose(found.sum(axis=1), 1.0)
+class TestBase:
+    @pytest.mark.parametrize("donors", [False, True])
+    def test_it_is_the_ensemble_of_tl_impute(self, scattered, donors):
+        points, counts, wanted, values = scattered
+        axes = np.linalg.qr(np.random.default_rng(2).normal(size=(12, 2)))[0].T if donors else None
+        asked = np.array([1, 4, 5, 9])
+        base = _s2s_base.fit(points, values, counts, wanted, asked=asked, axes=axes)
+        measured = Measured(points, values, columns=asked, depth=counts, loadings=axes)
+        whole = METHODS["donor_ensemble" if donors else "ensemble"](measured, wanted)
+        start = base.maps[:, 0].T * base.spread + base.mean
+        np.testing.assert_allclose(start, whole.values, atol=1e-5)
+        np.testing.assert_allclose(np.exp(base.doubt.T) * base.spread**2, np.maximum(whole.variance, 1e-3 * base.spread**2), rtol=1e-4)
+        for i, name in ((1, "pca_kriging_by_depth"), (2, "kriging")):
+            alone = METHODS[name](measured, wanted).values
+            np.testing.assert_allclose(base.maps[:, i].T * base.spread, alone - whole.values, atol=1e-5)
+        explained = 1 - (whole.variance / base.spread**2).mean(axis=0)
+        np.testing.assert_allclose(base.facts[:, 3], np.clip(explained, 0, 1), atol=1e-5)
+        nearest = np.array([min(np.hypot(*(p - q)) for p in points) for q in wanted])
+        np.testing.assert_allclose(base.far, 1 - np.exp(-nearest))
 
-    def test_many_points_are_kriged_from_the_nearest(self, scattered, monkeypatch):
-        points, depth, wanted, _ = scattered
-        monkeypatch.setattr(_s2s_kriging, "WHOLE", 5)
-        monkeypatch.setattr(_s2s_kriging, "NEAR", 8)
-        monkeypatch.setattr(_s2s_kriging, "BLOCK", 4)
-        found, variance = _s2s_kriging.kriging(points, depth, wanted, 2.2, 0.3)
-        assert sp.issparse(found)
-        for i, place in enumerate(wanted):
-            near = np.argsort(np.hypot(*(points - place).T))[:8]
-            weights, one = ordinary(points[near], depth[near], [place], 2.2, 0.3)
-            np.testing.assert_allclose(found.toarray()[i, near], weights[0], atol=1e-8)
-            assert variance[i] == pytest.approx(one[0], abs=1e-8)
-
-    def test_left_out_by_leaving_out(self, scattered):
-        points, depth, _, values = scattered
-        weights, _ = _s2s_kriging.kriging(points, depth, points, 2.2, 0.3)
-        found = _s2s_kriging.left_out(weights, values)
-        for i in range(len(points)):
-            rest = np.arange(len(points)) != i
-            without, _ = ordinary(points[rest], depth[rest], points[i : i + 1], 2.2, 0.3)
-            np.testing.assert_allclose(found[i], without[0] @ values[rest], atol=1e-7)
-
-    def test_the_choice_is_the_most_likely(self, scattered):
-        """Restricted likelihood: that of contrasts, values less one spot's, whose covariance knows no mean."""
-        points, depth, _, values = scattered
-        n = len(points)
-        contrast = np.concatenate([np.eye(n - 1), -np.ones((n - 1, 1))], axis=1)
-        best = {}
-        for length in _s2s_kriging.LENGTHS:
-            for noise in _s2s_kriging.NOISES:
-                full = np.array([[falling(a, b, length) for b in points] for a in points]) + np.diag(noise / depth)
-                cov = contrast @ full @ contrast.T
-                for k in range(values.shape[1]):
-                    y = contrast @ values[:, k]
-                    sigma = y @ np.linalg.solve(cov, y) / (n - 1)
-                    value = multivariate_normal(np.zeros(n - 1), sigma * cov, allow_singular=True).logpdf(y)
-                    if k not in best or value > best[k][0]:
-                        best[k] = (value, length, noise)
-        found = _s2s_kriging.choose(points, depth, values)
-        np.testing.assert_allclose(found, [best[k][1:] for k in range(values.shape[1])])
-        pooled = _s2s_kriging.choose(points, depth, values, pooled=True)
-        assert len(np.unique(pooled, axis=0)) == 1
-
-    def test_many_points_are_chosen_by_blocks(self, scattered, monkeypatch):
-        """Likelihoods of contiguous blocks are added: that of a block alone, twice."""
-        points, depth, _, values = scattered
-        both = np.concatenate([points, points + np.array([0.0, 100.0])])
-        monkeypatch.setattr(_s2s_kriging, "TOGETHER", len(points))
-        found = _s2s_kriging.choose(both, np.tile(depth, 2), np.tile(values, (2, 1)))
-        np.testing.assert_array_equal(found, _s2s_kriging.choose(points, depth, values))
-
-    @pytest.mark.parametrize("shape", [(12, 20), (60, 20), (500, 450)])
-    def test_components(self, shape):
-        rng = np.random.default_rng(1)
-        centred, root = rng.normal(size=(shape[0], 6)) * [9, 7, 5, 1, 1, 1] @ rng.normal(size=(6, shape[1])), rng.uniform(0.5, 2, shape[0])
-        centred += 0.1 * rng.normal(size=shape)
-        loadings, scores = _s2s_base.components(centred, root, 3)
-        _, _, v = np.linalg.svd(root[:, None] * centred, full_matrices=False)
-        np.testing.assert_allclose(np.abs(loadings @ v[:3].T), np.eye(3), atol=1e-6)
-        np.testing.assert_allclose(scores, centred @ loadings.T)
-
-    @pytest.mark.parametrize("shared", [False, True])
-    def test_the_maps(self, scattered, shared):
-        """Kriged components of three scalings, put together by hand, and the gene by itself."""
-        points, depth, wanted, _ = scattered
-        rng = np.random.default_rng(2)
-        values, counts = np.log1p(rng.poisson(2, (len(points), 12)) * 3.0), 1000 * depth
-        axes = rng.normal(size=(2, 12)) if shared else None
-        base = _s2s_base.fit(points, values, counts, wanted, n_components=3, axes=axes)
-        relative = counts / np.median(counts)
-        share = relative / relative.sum()
-        mean = share @ values
+    def test_scales(self, scattered):
+        """Mean, spread and noise of each gene, spots counting by their depth."""
+        points, counts, wanted, values = scattered
+        base = _s2s_base.fit(points, values, counts, wanted)
+        share = counts / counts.sum()
+        mean = np.array([sum(share * v) for v in values.T])
         np.testing.assert_allclose(base.mean, mean)
-        spread = np.sqrt(share @ (values - mean) ** 2)
-        cp10k = share @ np.expm1(values)
-        noise = np.sqrt(cp10k / (1 + cp10k) ** 2 * 1e4 / np.median(counts))
-        np.testing.assert_allclose(base.facts[:, 1], np.minimum(noise**2 / spread**2, 2), rtol=1e-5)
-        each = []
-        for scale in (np.ones(12), spread, noise, *([None] if shared else [])):
-            if scale is None:
-                scaled, loadings = (values - mean) / noise, axes
-                scores = np.stack([np.linalg.lstsq((axes / noise).T, row, rcond=None)[0] for row in scaled])
-            else:
-                loadings, scores = _s2s_base.components((values - mean) / scale, np.sqrt(relative), 3)
-                loadings = loadings * scale
-            total = np.zeros((len(wanted), 12))
-            for k, (length, tau) in enumerate(_s2s_kriging.choose(points, relative, scores)):
-                total += np.outer(ordinary(points, relative, wanted, length, tau)[0] @ scores[:, k], loadings[k])
-            each.append(total)
-        ((length, tau),) = np.unique(_s2s_kriging.choose(points, relative, (values - mean) / spread, pooled=True), axis=0)
-        each.append(ordinary(points, relative, wanted, length, tau)[0] @ (values - mean))
-        genes = np.array([0, 5, 11])
-        maps = base.maps(base.units(values[:, genes], genes), genes).transpose(1, 2, 0) * base.spread[genes]
-        np.testing.assert_allclose(maps[0], np.mean(each, axis=0)[:, genes], atol=1e-4)
-        np.testing.assert_allclose(maps[0] + maps[1], each[2][:, genes], atol=1e-4)
-        np.testing.assert_allclose(maps[0] + maps[2], each[-1][:, genes], atol=1e-4)
-        tenth = _s2s_base.fit(points, values, counts, wanted, n_components=3, axes=axes, standardise=False)
-        again = tenth.maps(tenth.units(values[:, genes], genes), genes)[:, 0].T * 10
-        np.testing.assert_allclose(again, maps[0] + mean[genes], atol=1e-4)
+        spread = np.sqrt([sum(share * (v - m) ** 2) for v, m in zip(values.T, mean, strict=True)])
+        np.testing.assert_allclose(base.spread, spread)
+        cp10k = np.array([sum(share * np.expm1(v)) for v in values.T])
+        noise = cp10k / (1 + cp10k) ** 2 * 1e4 / np.median(counts)
+        np.testing.assert_allclose(base.facts[:, 1], np.minimum(noise / spread**2, 2), rtol=1e-5)
+        np.testing.assert_allclose(base.units(values, np.arange(12)), ((values - mean) / spread).T, rtol=1e-4, atol=1e-5)
 
-    def test_what_is_explained_by_leaving_out(self, scattered):
-        """Leave-one-out R² of the kriged gene and components, spot by spot with the ranges of the whole."""
-        points, depth, wanted, _ = scattered
-        rng = np.random.default_rng(2)
-        values, counts = np.log1p(rng.poisson(2, (len(points), 12)) * 3.0), 1000 * depth
-        base = _s2s_base.fit(points, values, counts, wanted, n_components=3)
-        relative = counts / np.median(counts)
-        share = relative / relative.sum()
-        centred = values - share @ values
-        cp10k = share @ np.expm1(values)
-        noise = np.sqrt(cp10k / (1 + cp10k) ** 2 * 1e4 / np.median(counts))
-        loadings, scores = _s2s_base.components(centred / noise, np.sqrt(relative), 3)
-        pairs = _s2s_kriging.choose(points, relative, scores)
-        out = np.zeros_like(centred)
-        for i in range(len(points)):
-            rest = np.arange(len(points)) != i
-            for k, (length, tau) in enumerate(pairs):
-                weight = ordinary(points[rest], relative[rest], points[i : i + 1], length, tau)[0][0]
-                out[i] += (weight @ scores[rest, k]) * loadings[k] * noise
-        wanted_r2 = 1 - share @ (centred - out) ** 2 / (share @ centred**2)
-        np.testing.assert_allclose(base.facts[:, 3], np.clip(wanted_r2, -0.5, 1), atol=1e-4)
+    def test_tenths(self, scattered):
+        points, counts, wanted, values = scattered
+        plain, tenth = (_s2s_base.fit(points, values, counts, wanted, standardise=each) for each in (True, False))
+        np.testing.assert_allclose(tenth.maps[:, 0].T * 10, plain.maps[:, 0].T * plain.spread + plain.mean, atol=1e-4)
+        np.testing.assert_allclose(np.exp(tenth.doubt) * 100, np.exp(plain.doubt) * plain.spread[:, None] ** 2, rtol=1e-4)
 
-    def test_shared_axes(self):
-        """Of two sections about their own means, in units of noise: the axes of one table that is put together by hand."""
-        rng = np.random.default_rng(4)
-        tables = [(np.log1p(rng.poisson(3, (n, 9)) * 4.0), rng.uniform(500, 3000, n)) for n in (30, 40)]
-        rows, scales = [], []
-        for values, counts in tables:
-            depth = np.clip(counts / np.median(counts), 0.05, 20)
-            cp10k = np.average(np.expm1(values), axis=0, weights=depth)
-            scales.append(np.sqrt(cp10k / (1 + cp10k) ** 2 * 1e4 / np.median(counts)))
-            rows.append((values - np.average(values, axis=0, weights=depth)) / scales[-1] * np.sqrt(depth)[:, None])
-        wanted = np.linalg.svd(np.concatenate(rows))[2][:3]
-        found = _s2s_base.shared_axes(tables, 3) / np.sqrt(scales[0] * scales[1])
-        np.testing.assert_allclose(np.abs(found @ wanted.T), np.eye(3), atol=1e-6)
+    def test_depth_is_heeded_or_not(self, scattered):
+        points, counts, wanted, values = scattered
+        other = counts[::-1].copy()
+        aware, unaware = (
+            [_s2s_base.fit(points, values, c, wanted, count_aware=flag).maps for c in (counts, other)] for flag in (True, False)
+        )
+        assert not np.allclose(*aware, atol=1e-3)
+        np.testing.assert_array_equal(*unaware)
 
-    def test_nearest_and_none(self, scattered):
-        points, depth, wanted, _ = scattered
-        values = np.abs(np.random.default_rng(3).normal(size=(len(points), 2)))
-        genes = np.arange(2)
-        for kind in ("nearest", "none"):
-            base = _s2s_base.fit(points, values, depth, wanted, kind=kind, standardise=False)
-            maps = base.maps(base.units(values, genes), genes)
-            near = [int(np.argmin(np.hypot(*(points - place).T))) for place in wanted]
-            np.testing.assert_allclose(maps[:, 0].T, values[near] / 10 if kind == "nearest" else 0, atol=1e-6)
-            assert not maps[:, 1:].any()
+    @pytest.mark.parametrize("kind", ["nearest", "mean"])
+    def test_other_methods_have_one_opinion(self, scattered, kind):
+        points, counts, wanted, values = scattered
+        base = _s2s_base.fit(points, values, counts, wanted, kind=kind, standardise=False)
+        near = [int(np.argmin(np.hypot(*(points - place).T))) for place in wanted]
+        np.testing.assert_allclose(
+            base.maps[:, 0].T * 10, values[near] if kind == "nearest" else np.tile(values.mean(axis=0), (9, 1)), atol=1e-5
+        )
+        assert not base.maps[:, 1:].any()
 
     def test_genes_without_counts_are_no_nan(self, scattered):
-        points, depth, wanted, _ = scattered
+        points, counts, wanted, _ = scattered
         values = np.zeros((len(points), 3))
         values[:, 1] = np.random.default_rng(0).random(len(points))
-        base = _s2s_base.fit(points, values, depth, wanted)
-        assert np.isfinite(base.facts).all()
-        assert np.isfinite(base.maps(base.units(values, np.arange(3)), np.arange(3))).all()
+        base = _s2s_base.fit(points, values, counts, wanted)
+        assert all(np.isfinite(each).all() for each in (base.facts, base.maps, base.doubt))
 
 
 SPECS = [("square", -1), ("hex", 0), ("hex", 1)]
@@ -312,6 +207,25 @@ class TestReading:
         np.testing.assert_allclose(found.dense()[at], np.log1p(1e4 * both / both.sum()), rtol=1e-5)
         assert len(found.steps) == adata.n_obs - 1
 
+    def test_helping_genes(self, make_slide, monkeypatch):
+        """The genes with most counts in the rows that may be read, in order; behind the genes of interest in a section."""
+        adata = make_slide("st", n_genes=12)
+        adata.var_names = [*adata.var_names[:-1], "NegPrb1"]
+        rows = np.arange(adata.n_obs) % 2 == 0
+        genes = list(adata.var_names[3:6])
+        monkeypatch.setattr(_s2s_read, "HELPERS", 7)
+        total = adata.X.toarray()[rows].sum(axis=0)
+        total[-1] = -1
+        wanted = [adata.var_names[i] for i in np.argsort(-total, kind="stable")[:7] if adata.var_names[i] not in genes]
+        assert helpers_of(adata, genes, rows=rows) == wanted
+        other = adata.copy()
+        counts = other.X.toarray()
+        counts[~rows, 8] = 1e6
+        other.X = sp.csr_matrix(counts)
+        assert helpers_of(other, genes, rows=rows) == wanted
+        (found,) = sections(adata, genes, helpers=wanted)
+        assert (found.n_genes, found.values.shape[1]) == (3, 3 + len(wanted))
+
 
 class TestSparserMaps:
     def test_random_and_lattice(self, section):
@@ -325,11 +239,28 @@ class TestSparserMaps:
             assert stride_of(kept) >= 2
             phases.add(tuple(kept[0] % 2))
         assert len(phases) == 4
+        few = section.part(np.flatnonzero(np.random.default_rng(0).random(len(section.steps)) < 0.6))
+        assert not is_full(few.steps)
+        assert all(stride_of(few.steps[sparser(few, OPTIONS, rng)]) == 1 for _ in range(20))
+        assert is_full(np.argwhere(np.ones((5, 6))))
 
-    def test_of_a_lattice_its_lattice(self, section):
-        on = section.part(np.flatnonzero((section.steps % 2 == 1).all(axis=1)))
-        kept = sparser(on, replace(OPTIONS, sampling="lattice"), np.random.default_rng(0))
-        assert 0 < kept.sum() < len(kept)
+    @pytest.mark.parametrize("stride", [2, 4])
+    def test_a_lattice_is_made_sparser_as_it_is_to_be_filled(self, section, stride):
+        """Of every second point: the sparser map lies on that lattice as that lattice does on the finer one, and places are as far apart."""
+        phase = np.array([1, 0])
+        on = section.part(np.flatnonzero((section.steps % stride == phase).all(axis=1)))
+        small = compressed(on)
+        np.testing.assert_array_equal(small.steps * stride + phase, on.steps)
+        assert small.spec.pitch_um == stride * section.spec.pitch_um
+        assert compressed(section) is section
+        if stride == 2:
+            data = SparserDataset([on], replace(OPTIONS, sampling="lattice"), n_maps=6, n_items=2, seed=0)
+            field = data.field(0, 0)
+            assert stride_of(field.section.steps[field.known]) == 2
+            assert stride_of(field.section.steps) == 1
+            dense = data.field(0, 0, dense=True)
+            np.testing.assert_array_equal(dense.section.steps, on.steps)
+            assert len(dense.steps) > 2 * len(on.steps)
 
     def test_turned_maps_hold_the_same_values(self, section):
         """Augmentation comes after the sparser map was drawn: it moves points, and shows no other."""
@@ -338,7 +269,7 @@ class TestSparserMaps:
         plain, at = batch_of(field, genes, OPTIONS)
         for turn in symmetries(section.hexagonal):
             turned, to = batch_of(field, genes, OPTIONS, turn=turn)
-            for name in ("measured", "base", "target", "weight", "known", "inside", "depth", "far"):
+            for name in ("measured", "base", "doubt", "target", "weight", "known", "inside", "depth", "far"):
                 a, b = (torch.as_tensor(x[name]).flatten(-2)[..., torch.from_numpy(p)] for x, p in ((plain, at), (turned, to)))
                 assert torch.equal(a, b), name
             assert int(turned["known"].sum()) == len(field.known)
@@ -353,11 +284,11 @@ class TestSparserMaps:
         values[field.wanted] = 987_654.0
         counts = section.counts.copy()
         counts[field.wanted] = 1e9
-        poisoned = Section(section.name, section.spec, section.steps, sp.csr_matrix(values), counts, None, section.rows)
+        poisoned = Section(section.name, section.spec, section.steps, sp.csr_matrix(values), 25, counts, None, section.rows)
         other = field_of(poisoned, field.known, field.wanted, OPTIONS, places=field.steps)
         a, _ = batch_of(field, np.arange(25), OPTIONS)
         b, _ = batch_of(other, np.arange(25), OPTIONS)
-        for name in ("measured", "base", "known", "inside", "depth", "far", "facts"):
+        for name in ("measured", "base", "doubt", "known", "inside", "depth", "far", "facts"):
             assert torch.equal(a[name], b[name]), name
         assert not torch.equal(a["target"], b["target"])
 
@@ -439,7 +370,8 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"base": "cubic"}, "base='cubic'"),
+            ({"base": "spline"}, "spline"),
+            ({"base": "donor_kriging"}, "reads other donors"),
             ({"consistency": "firm"}, "consistency='firm'"),
             ({"loss": "l3"}, "loss='l3'"),
             ({"score": "some"}, "score='some'"),

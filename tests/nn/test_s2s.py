@@ -25,7 +25,8 @@ def make_batch(*, n=3, size=(7, 9), seed=0, n_guide=0, share=0.7, dtype=torch.fl
         "base": rng.normal(size=(n, 3, *size)) * inside,
         "depth": np.where(known, rng.uniform(0.3, 3, size), 1.0),
         "far": rng.uniform(0, 1, size) * inside,
-        "facts": rng.uniform(0.1, 1, (n, 5)),
+        "doubt": rng.normal(size=(n, *size)) * inside,
+        "facts": rng.uniform(0.1, 1, (n, 4)),
         "guide": np.where(known, rng.normal(size=(n_guide, *size)), np.nan),
         "target": real * inside,
         "weight": rng.uniform(0.5, 2, (n, *size)) * (inside & ~known),
@@ -163,7 +164,7 @@ class TestBlocks:
         one = torch.relu(conv(x, layer.layers[0].weight, layer.layers[0].bias, padding=1)) * inside
         two = torch.relu(conv(torch.cat([x, one], 1), layer.layers[1].weight, layer.layers[1].bias, padding=1)) * inside
         joined = torch.einsum("oi,bihw->bohw", layer.join.weight[:, :, 0, 0], torch.cat([x, one, two], 1)) + layer.join.bias[:, None, None]
-        torch.testing.assert_close(layer(x, inside), x + joined * inside)
+        torch.testing.assert_close(layer(x, inside), joined * inside)
 
     def test_attention_block_is_zero_outside(self):
         layer = AttentionBlock(4, n_heads=2, window=4, shift=2, ratio=2.0, branch=0.5, hexagonal=True)
@@ -186,7 +187,7 @@ class TestCascade:
         module = make_module(**changes)
         batch = make_batch(n_guide=changes.get("n_guide", 0))
         poisoned = {k: v.clone() for k, v in batch.items()}
-        for name in ("measured", "base", "target", "far"):
+        for name in ("measured", "base", "target", "far", "doubt"):
             poisoned[name][..., ~batch["inside"]] = 1e6
         with torch.no_grad():
             wanted, found = module.cascade(batch)[-1], module.cascade(poisoned)[-1]
@@ -211,7 +212,7 @@ class TestCascade:
 
     def test_each_gene_is_filled_by_itself(self):
         module, batch = make_module(branch=0.3), make_batch(n=4)
-        per_gene = ("measured", "base", "facts", "target", "weight")
+        per_gene = ("measured", "base", "doubt", "facts", "target", "weight")
         with torch.no_grad():
             together = module.cascade(batch)[-1]
             for g in range(4):
@@ -293,12 +294,27 @@ class TestLoss:
             p = parameters[name]
             at = int(p.grad.abs().argmax())
             values = []
-            for move in (1e-4, -1e-4):
+            for move in (1e-3, -1e-3):
                 with torch.no_grad():
                     p.view(-1)[at] += move
                     values.append(float(module(batch)["loss"]))
                     p.view(-1)[at] -= move
-            assert float(p.grad.view(-1)[at]) == pytest.approx((values[0] - values[1]) / 2e-4, rel=2e-2), name
+            assert float(p.grad.view(-1)[at]) == pytest.approx((values[0] - values[1]) / (2 * 1e-3), rel=2e-2), name
+
+    def test_the_variance_is_that_of_the_base_times_a_factor(self):
+        """By the formula of the two layers, point by point; the base's own where the second layer gives 0."""
+        module, batch = make_module(), make_batch()
+        found = module.log_variance(batch)
+        first, _, second = module.spread
+        for g, r, c in [(0, 1, 2), (2, 6, 8), (1, 3, 3)]:
+            given = torch.cat([batch["facts"][g], batch["far"][r, c][None]])
+            hidden = torch.nn.functional.gelu(first.weight @ given + first.bias)
+            wanted = batch["doubt"][g, r, c] + (second.weight[0] @ hidden + second.bias[0])
+            assert float(found[g, r, c]) == pytest.approx(float(wanted.clamp(-6, 4)), abs=1e-5)
+        with torch.no_grad():
+            second.weight.zero_()
+            second.bias.zero_()
+        torch.testing.assert_close(module.log_variance(batch), batch["doubt"].clamp(-6, 4))
 
     def test_the_variance_teaches_the_networks_nothing(self):
         module, batch = make_module(), make_batch()

@@ -1,90 +1,58 @@
-"""What the network starts from: kriging of principal components, and of each gene by itself, with noise by depth. Loads no torch."""
+"""What the network starts from: a method of :mod:`stimg.image.interpolate`, by default the one that ``tl.impute`` takes. Loads no torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.sparse as sp
 from scipy.spatial import KDTree
 
-from stimg.model._s2s_kriging import choose, kriging, left_out
+from stimg.image.interpolate import METHODS, Guide, Interpolated, Measured, Method
 
-TIED = 9
-"""Equally near spots among which the first is taken as the nearest; a lattice has at most 8 at one small distance."""
-POOLED = 400
-"""Genes, evenly among all, that choose the range and noise with which each gene is kriged by itself."""
-EXACT = 400
-"""Rows or columns up to which components are computed exactly."""
-FACTS = ("log mean", "noise", "explained by components", "explained by kriged components", "explained by all")
-"""Of each gene, from the known spots alone: log counts per 10,000; part of the variance that counting adds; R² of the components of ``SCALES[-1]``, and
-leave-one-out R² of the same kriged, and of the mean of all kriged maps."""
-SCALES = ("plain", "spread", "noise")
-"""What values are divided by before components are taken: nothing, the spread of each gene, or the deviation that counting adds."""
+ENSEMBLE = ("pca_kriging_by_depth", "factor_kriging", "kriging")
+"""Members of ``METHODS["ensemble"]``: components of all genes that are read, factors of the genes asked for, single genes."""
+OF_DONORS = "donor_kriging"
+"""Member beside them where axes of other donors are known, as in ``METHODS["donor_ensemble"]``."""
+FACTS = ("log mean", "noise", "explained by components", "explained by all")
+"""Of each gene, from the known spots alone: log counts per 10,000; part of the variance that counting adds; part of it that the first member and the mean
+of all members expect to explain at the wanted places, by their own variances; 0 where a method has none."""
+N_MAPS = 3
+"""What the cascade starts from, and two other opinions."""
 TENTH = 10.0
 """What maps that are not standardised are divided by."""
-N_MAPS = 3
 
 
 @dataclass(frozen=True)
 class Base:
-    """Maps of all genes of a window from its known spots, as factors; n known spots, m places, G genes.
+    """Maps of the G genes asked for, from n known spots to m places.
 
     Attributes
     ----------
     mean, spread
         What is taken from the known values, and what they are divided by, (G,).
-    level
-        The weighted mean of the known values in these units, (G,): what components are about.
-    loadings, scores
-        Several sets of components, (k, G) each, and their kriged scores, (m, k) each; none without kriging.
-    weights
-        Of the known spots at each place, (m, n): kriging of each gene by itself, or the nearest spot.
-    variance
-        Variance of kriging relative to that of the field, (m,): how far the nearest data are.
+    maps
+        What the cascade starts from, and two other opinions less that, in units of the spread, float32 (G, 3, m): of an ensemble the mean of its members, the first
+        member, and the genes by themselves; of another method its values, 0 and 0.
+    doubt
+        Logarithm of the variance that the method expects, in units of the squared spread, float32 (G, m); 0 where it has none.
+    far
+        Between 0 at a known spot and 1 far from all, (m,).
     facts
-        What is known of each gene, float32 (G, 5): see :data:`FACTS`.
+        What is known of each gene, float32 (G, 4): see :data:`FACTS`.
     depth
         Relative depth of the known spots, (n,).
     """
 
     mean: np.ndarray
     spread: np.ndarray
-    level: np.ndarray
-    loadings: tuple[np.ndarray, ...]
-    scores: tuple[np.ndarray, ...]
-    weights: Any
-    variance: np.ndarray
+    maps: np.ndarray
+    doubt: np.ndarray
+    far: np.ndarray
     facts: np.ndarray
     depth: np.ndarray
 
     def units(self, values: np.ndarray, genes: np.ndarray) -> np.ndarray:
         """Return values (spots, len(genes)) about the mean in units of the spread, float32 (len(genes), spots)."""
         return ((values - self.mean[genes]) / self.spread[genes]).T.astype(np.float32)
-
-    def maps(self, known: np.ndarray, genes: np.ndarray) -> np.ndarray:
-        """Return the maps of ``genes`` from :meth:`units`, float32 (len(genes), 3, m): what the cascade starts from, and less that two others.
-
-        It starts from the mean of all kriged maps, of every set of components and of the gene by itself. The others are the last set of components,
-        and the gene by itself.
-        """
-        own = self.alone(known)
-        if not self.loadings:
-            return np.stack([own, np.zeros_like(own), np.zeros_like(own)], axis=1)
-        pairs = zip(self.scores, self.loadings, strict=True)
-        sets = [(t @ (p[:, genes] / self.spread[genes]) + self.level[genes]).T.astype(np.float32) for t, p in pairs]
-        start = (sum(sets) + own) / (len(sets) + 1)
-        return np.stack([start, sets[len(SCALES) - 1] - start, own - start], axis=1)
-
-    def alone(self, known: np.ndarray) -> np.ndarray:
-        """Return the maps of known values (g, n) by ``weights`` alone, float32 (g, m)."""
-        return np.ascontiguousarray((self.weights @ known.T).T, dtype=np.float32)
-
-
-def noise_variance(mean_counts: np.ndarray) -> np.ndarray:
-    r"""Return the variance that counting adds to log(1 + counts per 10,000) of a spot with 10,000 counts: :math:`c / (1 + c)^2`, c the mean, by the delta method."""
-    return mean_counts / (1.0 + mean_counts) ** 2
 
 
 def relative_depth(counts: np.ndarray, typical: float | None = None) -> np.ndarray:
@@ -93,136 +61,108 @@ def relative_depth(counts: np.ndarray, typical: float | None = None) -> np.ndarr
     return np.clip(counts / (np.median(counts) if typical is None else typical), 0.05, 20.0)
 
 
+def members(kind: str, donors: bool) -> tuple[str, ...]:
+    """Return the names of the methods whose mean is the base ``kind``."""
+    if kind != "ensemble":
+        return (kind,)
+    return (*ENSEMBLE, OF_DONORS) if donors else ENSEMBLE
+
+
 def fit(
     points: np.ndarray,
     values: np.ndarray,
     counts: np.ndarray,
     wanted: np.ndarray,
     *,
-    kind: str = "kriging",
-    n_components: int = 20,
+    asked: np.ndarray | None = None,
+    kind: str = "ensemble",
     count_aware: bool = True,
     standardise: bool = True,
     axes: np.ndarray | None = None,
+    features: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Base:
-    """Return maps at ``wanted`` (m, 2) of ``values`` (n, G) known at ``points`` (n, 2).
+    """Return maps at ``wanted`` (m, 2) of ``values`` (n, genes) known at ``points`` (n, 2).
 
     Parameters
     ----------
     points, wanted
         Places in units of the distance between neighbours.
     values
-        Log1p counts per 10,000.
+        Log1p counts per 10,000: the genes asked for, and others that help.
     counts
         Counts of each spot, (n,): its noise variance is proportional to their inverse.
+    asked
+        Columns of ``values`` that are asked for; None: all.
     kind
-        ``"kriging"``, ``"nearest"`` or ``"none"``.
-    n_components
-        Most components; at most a third of the known spots.
+        A name of ``stimg.image.interpolate.METHODS``.
     count_aware
         Whether depth is heeded; otherwise all spots are equally noisy.
     standardise
         Whether maps are about the mean and in units of the spread, or divided by 10.
     axes
-        Components that other sections share, (k, G), as one more set; None: there are none.
+        Axes of expression of other donors, (k, genes), one more member of the ensemble; None: there are none.
+    features
+        Features of points and of places, (n, d) and (m, d), NaN where they are not known: places that have some are kriged with them.
     """
-    typical = float(np.median(np.maximum(counts, 1.0)))
+    asked = np.arange(values.shape[1]) if asked is None else asked
     depth = relative_depth(counts) if count_aware else np.ones(len(points))
+    mean, spread, facts = _scales(values[:, asked], counts, depth)
+    given = None if not count_aware else np.maximum(counts, 1.0)
+    measured = Measured(points, values, columns=asked, depth=given, loadings=axes)
+    found = [_predicted(METHODS[name], measured, wanted, features) for name in members(kind, axes is not None)]
+    out = np.zeros((len(asked), N_MAPS, len(wanted)), dtype=np.float32)
+    middle, unit = (mean, spread) if standardise else (np.zeros(len(asked)), np.full(len(asked), TENTH))
+    start = sum((each.values for each in found[1:]), found[0].values) / len(found)
+    out[:, 0] = ((start - middle) / unit).T
+    if len(found) > 1:
+        out[:, 1] = ((found[0].values - start) / unit).T
+        out[:, 2] = ((found[len(ENSEMBLE) - 1].values - start) / unit).T
+    doubt = np.zeros((len(asked), len(wanted)), dtype=np.float32)
+    for i, some in ((2, found[:1]), (3, found)):
+        relative = _relative(some, spread)
+        if relative is not None:
+            facts[:, i] = np.clip(1.0 - relative.mean(axis=1), 0.0, 1.0)
+            doubt = np.log(relative * ((spread / unit) ** 2)[:, None]).astype(np.float32)
+    far = 1.0 - np.exp(-KDTree(points).query(wanted)[0])
+    return Base(middle, unit, out, doubt, far, facts, depth)
+
+
+def _predicted(method: Method, measured: Measured, wanted: np.ndarray, features: tuple[np.ndarray, np.ndarray] | None) -> Interpolated:
+    """Return what a method says of places, with their features where it reads them and they are known."""
+    if features is None or not method.guided:
+        return method(measured, wanted)
+    own, theirs = features
+    known = np.isfinite(theirs).all(axis=1)
+    guide = Guide(np.concatenate([measured.places, wanted[known]]), np.concatenate([own, theirs[known]]).astype(np.float64))
+    parts = [
+        (rows, method(given, wanted[rows])) for rows, given in ((known, replace(measured, guide=guide)), (~known, measured)) if rows.any()
+    ]
+    values = np.empty((len(wanted), measured.n_asked))
+    variance = None if any(found.variance is None for _, found in parts) else np.empty(values.shape)
+    for rows, found in parts:
+        values[rows] = found.values
+        if variance is not None:
+            variance[rows] = found.variance
+    return Interpolated(values, variance)
+
+
+def _scales(values: np.ndarray, counts: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean and spread of each gene over the known spots, and the first two of the facts."""
     share = depth / depth.sum()
-    n_genes = values.shape[1]
-    average = share @ values
-    centred = values - average
-    total = share @ centred**2
-    deviation = np.where(total > 1e-12, np.sqrt(np.maximum(total, 1e-12)), 1.0)
-    mean, spread = (average, deviation) if standardise else (np.zeros(n_genes), np.full(n_genes, TENTH))
-    level = (average - mean) / spread
+    mean = share @ values
+    total = share @ (values - mean) ** 2
+    spread = np.where(total > 1e-12, np.sqrt(np.maximum(total, 1e-12)), 1.0)
     cp10k = share @ np.expm1(values)
-    noise = noise_variance(cp10k) * 1e4 / typical
-    facts = np.zeros((n_genes, len(FACTS)), dtype=np.float32)
-    facts[:, 0], facts[:, 1] = 0.3 * np.log(cp10k + 0.1), np.minimum(noise / deviation**2, 2.0)
-    n, m = len(points), len(wanted)
-    if kind != "kriging":
-        apart, near = KDTree(points).query(wanted, k=min(TIED, n))
-        first = np.where(apart <= apart[:, :1] * (1 + 1e-9), near, n).min(axis=1)
-        weights = sp.csr_matrix((np.full(m, float(kind == "nearest")), (np.arange(m), first)), shape=(m, n))
-        return Base(mean, spread, level, (), (), weights, 1.0 - np.exp(-apart[:, 0]), facts, depth)
-
-    def explained(predicted: np.ndarray) -> np.ndarray:
-        return np.clip(1.0 - share @ (centred - predicted) ** 2 / deviation**2, -0.5, 1.0)
-
-    everywhere = np.concatenate([wanted, points])
-    by = {"plain": np.ones(n_genes), "spread": deviation, "noise": np.sqrt(np.maximum(noise, 1e-6))}
-    root, k = np.sqrt(depth), min(n_components, max(1, n // 3))
-    sets = [components(centred / by[scale], root, k) for scale in SCALES]
-    sets = [(loadings * by[scale], scores) for scale, (loadings, scores) in zip(SCALES, sets, strict=True)]
-    if axes is not None:
-        sets.append((axes, projected(centred / by["noise"], axes / by["noise"])))
-    every = np.concatenate([scores for _, scores in sets], axis=1)
-    kriged, again, variance = _kriged(points, depth, everywhere, every, choose(points, depth, every))
-    ends = np.cumsum([0] + [scores.shape[1] for _, scores in sets])
-    parts = [slice(a, b) for a, b in pairwise(ends)]
-    some = np.unique(np.linspace(0, n_genes - 1, POOLED).astype(np.int64))
-    (pair,) = np.unique(choose(points, depth, (centred / deviation)[:, some], pooled=True), axis=0)
-    weights, _ = kriging(points, depth, everywhere, *pair)
-    out = [again[:, part] @ loadings for part, (loadings, _) in zip(parts, sets, strict=True)]
-    last = len(SCALES) - 1
-    facts[:, 2], facts[:, 3] = explained(sets[last][1] @ sets[last][0]), explained(out[last])
-    facts[:, 4] = explained((sum(out) + left_out(weights[m:], centred)) / (len(out) + 1))
-    maps = tuple(loadings for loadings, _ in sets), tuple(kriged[:, part] for part in parts)
-    return Base(mean, spread, level, *maps, weights[:m], variance, facts, depth)
+    noise = cp10k / (1.0 + cp10k) ** 2 * 1e4 / float(np.median(np.maximum(counts, 1.0)))  # by the delta method
+    facts = np.zeros((values.shape[1], len(FACTS)), dtype=np.float32)
+    facts[:, 0], facts[:, 1] = 0.3 * np.log(cp10k + 0.1), np.minimum(noise / spread**2, 2.0)
+    return mean, spread, facts
 
 
-def _kriged(
-    points: np.ndarray, depth: np.ndarray, everywhere: np.ndarray, scores: np.ndarray, pairs: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return ``scores`` kriged at the places before the points in ``everywhere``, left out at the points, and the variance of the first column."""
-    m = len(everywhere) - len(points)
-    kriged, again, variance = np.empty((m, len(pairs))), np.empty_like(scores), np.ones(m)
-    for pair in np.unique(pairs, axis=0):
-        these = np.flatnonzero((pairs == pair).all(axis=1))
-        weights, found = kriging(points, depth, everywhere, *pair)
-        kriged[:, these] = weights[:m] @ scores[:, these]
-        again[:, these] = left_out(weights[m:], scores[:, these])
-        if 0 in these:
-            variance = found[:m]
-    return kriged, again, variance
-
-
-def noise_scale(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the deviation that counting adds to each gene of a spot with the median of ``counts``, (G,)."""
-    share = relative_depth(counts)
-    cp10k = share @ np.expm1(values) / share.sum()
-    return np.sqrt(np.maximum(noise_variance(cp10k) * 1e4 / float(np.median(np.maximum(counts, 1.0))), 1e-6))
-
-
-def shared_axes(tables: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> np.ndarray:
-    """Return components (k, G) of several sections, given as values (n, G) and counts (n,): of each about its own mean, in units of its noise."""
-    scaled, roots, scales = [], [], []
-    for values, counts in tables:
-        depth = relative_depth(counts)
-        scale = noise_scale(values, counts)
-        scaled.append((values - depth @ values / depth.sum()) / scale)
-        roots.append(np.sqrt(depth))
-        scales.append(scale)
-    return components(np.concatenate(scaled), np.concatenate(roots), k)[0] * np.exp(np.mean(np.log(scales), axis=0))
-
-
-def projected(scaled: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Return scores (n, k) by least squares of ``scaled`` (n, G) on ``axes`` (k, G)."""
-    return np.linalg.lstsq(axes.T, scaled.T, rcond=None)[0].T
-
-
-def components(centred: np.ndarray, root: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return loadings (k, G) and scores (n, k) of ``centred`` (n, G) whose rows count by the square of ``root``.
-
-    Of large tables by subspace iteration from a fixed start (Halko et al. 2011), to within what noise leaves of the components.
-    """
-    scaled = root[:, None] * centred
-    if min(scaled.shape) <= EXACT:
-        loadings = np.linalg.svd(scaled, full_matrices=False)[2][:k]
-    else:
-        basis = np.random.default_rng(0).normal(size=(scaled.shape[1], k + 10))
-        for _ in range(6):
-            basis = np.linalg.qr(scaled.T @ (scaled @ basis))[0]
-        loadings = np.linalg.svd(scaled @ basis, full_matrices=False)[2][:k] @ basis.T
-    return loadings, centred @ loadings.T
+def _relative(found: Sequence[Interpolated], spread: np.ndarray) -> np.ndarray | None:
+    """Return the mean variance of methods in units of the squared spread, (G, m), between 0.001 and 20; None where none has a variance."""
+    variances = [each.variance for each in found if each.variance is not None]
+    if not variances:
+        return None
+    mean = sum(variances[1:], variances[0]) / len(variances)
+    return np.clip(mean / spread**2, 1e-3, 20.0).T

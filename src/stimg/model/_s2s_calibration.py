@@ -1,19 +1,17 @@
 """What an imputation network learns of itself from held-out points: how much of it to use, and how wide its intervals have to be."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
+from stimg.model._s2s_fields import Field, batch_of
 from stimg.model._s2s_lattice import spread_out
-from stimg.model._s2s_samples import Field, batch_of
 
 if TYPE_CHECKING:
     from stimg.model.s2s import S2SImputer
 
-GATES = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Parts of the network's correction of its base among which is chosen."""
 PRIOR = 20.0
 """Held-out values that the pooled variance counts as, beside a gene's own."""
 LEVEL, QUANTILE = 0.9, 1.6448536269514722
@@ -44,33 +42,71 @@ def raw(model: "S2SImputer", field: Field, genes: np.ndarray, at: np.ndarray) ->
     return start, found / len(turns), deviation / len(turns)
 
 
-def gated(model: "S2SImputer", fields: Sequence[Field], *, choose: bool) -> None:
-    """Set how much of the network's correction is used: what fits held-out points best; all of it where nothing was held out."""
+class Judged(NamedTuple):
+    """What a network says of held-out points, in units of the spread, float32 (genes, points) each: base, prediction, sd and truth of some genes."""
+
+    genes: np.ndarray
+    start: np.ndarray
+    found: np.ndarray
+    sd: np.ndarray
+    truth: np.ndarray
+
+
+def judge(model: "S2SImputer", fields: Sequence[Field]) -> list[Judged]:
+    """Return what the whole network, whatever its gate, says of the held-out points of ``fields``."""
     model.module.gate.fill_(1.0)
-    errors, weights = np.zeros(len(GATES)), 0.0
+    out = []
     for field, genes in _chunks(fields):
-        start, found, _ = raw(model, field, genes, field.wanted_at)
-        truth = field.base.units(field.section.dense(genes)[field.wanted], genes)
-        for i, gate in enumerate(GATES):
-            errors[i] += float(((start + gate * (found - start) - truth) ** 2).sum())
-        weights += truth.size
-    errors /= max(weights, 1.0)
-    gate = GATES[int(errors.argmin())] if choose else 1.0
+        truth = field.base.units(field.section.dense(field.asked[genes])[field.wanted], genes)
+        out.append(Judged(field.asked[genes], *raw(model, field, genes, field.wanted_at), truth))
+    return out
+
+
+def gated(model: "S2SImputer", judged: Sequence[Judged], *, choose: bool) -> None:
+    r"""Set how much of the network's correction of its base is used; all of it where nothing was held out.
+
+    With :math:`e = y - x_0` what the base misses and c the correction, the best part is :math:`b / a, \; b = \overline{ec}, \; a = \overline{c^2}`. As b comes
+    from few points, it is shrunk by the positive part of :math:`1 - \mathrm{var}(b) / b^2`, the variance being that of a mean over points.
+    """
+    missed = [each.truth - each.start for each in judged]
+    added = [each.found - each.start for each in judged]
+    n = sum(each.size for each in missed)
+    a = sum(float((c.astype(np.float64) ** 2).sum()) for c in added) / n
+    points = _by_point(judged, [e * c for e, c in zip(missed, added, strict=True)]) / n
+    b = float(points.sum())
+    gate = 1.0
+    if choose:
+        variance = float(((points - b / len(points)) ** 2).sum()) * len(points) / max(len(points) - 1, 1)
+        gate = 0.0 if b <= 0 or a <= 0 else float(np.clip(b / a * max(0.0, 1.0 - variance / b**2), 0.0, 1.0))
     model.module.gate.fill_(gate)
-    model.judged_ = {"base": float(errors[0]), "network": float(errors[-1]), "gate": gate, "used": float(errors[GATES.index(gate)])}
+    base = sum(float((e.astype(np.float64) ** 2).sum()) for e in missed) / n
+    model.judged_ = {"base": base, "network": base - 2 * b + a, "gate": gate, "used": base - 2 * gate * b + gate**2 * a}
 
 
-def calibrated(model: "S2SImputer", fields: Sequence[Field]) -> None:
+def _by_point(judged: Sequence[Judged], values: Sequence[np.ndarray]) -> np.ndarray:
+    """Return sums over genes for each held-out point, (points,); chunks of genes of one section follow each other, and the first of a section starts again."""
+    sums: list[np.ndarray] = []
+    last = np.inf
+    for each, value in zip(judged, values, strict=True):
+        total = value.astype(np.float64).sum(axis=0)
+        if each.genes[0] > last:
+            sums[-1] = sums[-1] + total
+        else:
+            sums.append(total)
+        last = each.genes[-1]
+    return np.concatenate(sums)
+
+
+def calibrated(model: "S2SImputer", judged: Sequence[Judged]) -> None:
     """Set the factor of each gene's standard deviation: its own squared errors shrunk to the pooled ones, then 90 % of all held-out values inside."""
-    n_genes = len(model.genes)
+    n_genes, gate = len(model.genes), float(model.module.gate)
     square, number = np.zeros(n_genes), np.zeros(n_genes)
     scores: list[tuple[np.ndarray, np.ndarray]] = []
-    for field, genes in _chunks(fields):
-        _, found, sd = raw(model, field, genes, field.wanted_at)
-        z = (field.base.units(field.section.dense(genes)[field.wanted], genes) - found) / sd
-        np.add.at(square, genes, (z.astype(np.float64) ** 2).sum(axis=1))
-        np.add.at(number, genes, z.shape[1])
-        scores.append((genes, z))
+    for each in judged:
+        z = (each.truth - each.start - gate * (each.found - each.start)) / each.sd
+        np.add.at(square, each.genes, (z.astype(np.float64) ** 2).sum(axis=1))
+        np.add.at(number, each.genes, z.shape[1])
+        scores.append((each.genes, z))
     pooled = square.sum() / max(number.sum(), 1.0)
     factor = np.sqrt((PRIOR * pooled + square) / (PRIOR + number))
     every = np.concatenate([np.abs(z / factor[genes, None]).ravel() for genes, z in scores])
@@ -79,6 +115,6 @@ def calibrated(model: "S2SImputer", fields: Sequence[Field]) -> None:
 
 def _chunks(fields: Sequence[Field]) -> Any:
     for field in fields:
-        n = field.section.values.shape[1]
+        n = len(field.asked)
         for start in range(0, n, CHUNK):
             yield field, np.arange(start, min(start + CHUNK, n))

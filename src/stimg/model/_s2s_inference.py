@@ -11,9 +11,9 @@ import scipy.sparse as sp
 from stimg._core import keys, validate
 from stimg.data.slots import raster_libraries
 from stimg.model._s2s_calibration import raw
-from stimg.model._s2s_lattice import points_of, raster_of, steps_of, surroundings
-from stimg.model._s2s_read import Section, features, sections
-from stimg.model._s2s_samples import field_of, positions
+from stimg.model._s2s_fields import field_of
+from stimg.model._s2s_lattice import points_of, positions, raster_of, steps_of, surroundings
+from stimg.model._s2s_read import Section, features, helpers_of, sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FACTORS = (2, 4)
 MOST = 12_000
 """Places that are read at once; a larger slide is read in overlapping windows."""
-SIDE, HALO = 96, 16
+SIDE, HALO = 64, 10
 """Steps of a window, and by how many it overlaps the next on each side."""
 
 
@@ -35,7 +35,7 @@ class Imputed(NamedTuple):
 
 
 class Genes(NamedTuple):
-    """Columns of a section that are wanted; components of other sections for all its columns; how many genes are read at a time."""
+    """Columns of a section that are wanted; axes of other donors for all its columns; how many genes are read at a time."""
 
     columns: np.ndarray
     axes: np.ndarray | None
@@ -53,19 +53,24 @@ class Asked(NamedTuple):
 
 def impute(model: "S2SImputer", adata: "AnnData", targets: Any, genes: Sequence[str], *, batch_size: int) -> Imputed:
     """Return what ``model`` says of ``targets``; see :meth:`stimg.model.S2SImputer.impute`."""
+    if not len(genes):
+        raise ValueError("genes is empty; wanted at least one, or None for those of the model.")
+    validate.unique_names(pd.Index(genes), "genes asked for", todo="Name each gene once.")
+    validate.genes(genes, adata.var_names, what="genes", todo="Pass names of adata.var_names.")
     every = [*model.genes[model.genes.isin(adata.var_names)], *(gene for gene in genes if gene not in model.genes)]
     columns = pd.Index(every).get_indexer(list(genes))
-    found = sections(adata, every, **model._reading())
+    helpers = helpers_of(adata, every, layer=model._layer)
+    found = sections(adata, every, helpers=helpers, **model._reading())
     model._check_lattices([each.spec for each in found])
     asked = asked_for(model, adata, found, targets)
     n = sum(len(each.out) for each in asked.values())
     values, sd = np.zeros((n, len(genes)), dtype=np.float32), np.zeros((n, len(genes)), dtype=np.float32)
-    factor = model._calibration_of(genes)
+    factor, axes = model._calibration_of(genes), model.axes_for([*every, *helpers])
     for section in found:
         if section.name in asked and len(asked[section.name].out):
             each = asked[section.name]
             passes = [2, 2] if each.factor == 4 else [each.factor]
-            values[each.out], sd[each.out] = _filled(model, section, each, passes, Genes(columns, _axes(model, every), batch_size))
+            values[each.out], sd[each.out] = _filled(model, section, each, passes, Genes(columns, axes, batch_size))
     return Imputed(np.maximum(values, 0.0), sd * factor)
 
 
@@ -91,7 +96,7 @@ def asked_for(model: "S2SImputer", adata: "AnnData", found: Sequence[Section], t
         rasters = raster_libraries(adata, library_key=model._library_key)
         column = validate.obs(targets, model._library_key, todo="Name the library of every place.").astype(str).to_numpy()
         rc = np.asarray(validate.slot(targets.obsm, "obsm", keys.RC, todo="Give the places their row and column on the raster of `adata`."))
-        guide = None if model._guide_key is None else features(targets, model._guide_key)
+        guide = None if model._guide_key is None else _guide_at(model, targets)
         unknown = sorted(set(column) - set(rasters))
         if unknown:
             raise ValueError(f"targets has libraries that adata has not: {unknown}; adata has {sorted(rasters)}.")
@@ -115,6 +120,22 @@ def asked_for(model: "S2SImputer", adata: "AnnData", found: Sequence[Section], t
             "The model reads a guide, which has to be known at the places too. Pass an AnnData with these features as `targets`."
         )
     return {found[0].name: Asked(_on(found[0].spec, rc), np.arange(len(rc)), 1, None)}
+
+
+def _guide_at(model: "S2SImputer", targets: "AnnData") -> np.ndarray:
+    """Return the guide features of the places; an error where there are none, or others than the model reads."""
+    key = model._guide_key
+    if key not in targets.obsm:
+        raise KeyError(
+            f"targets.obsm[{key!r}] is missing (found {sorted(targets.obsm)}). The model reads a guide, which has to be known at the places too: "
+            "pass an AnnData with these features as `targets`."
+        )
+    guide = features(targets, str(key))
+    if guide.shape[1] != model.n_guide:
+        raise ValueError(
+            f"targets.obsm[{key!r}] has {guide.shape[1]} columns; wanted the {model.n_guide} that the model reads. Compute them as for its training."
+        )
+    return guide
 
 
 def _on(spec: Any, rc: np.ndarray) -> np.ndarray:
@@ -151,10 +172,11 @@ def _filled(model: "S2SImputer", section: Section, asked: Asked, passes: list[in
     """Return values and standard deviations at the places asked for, (places, genes) each; several passes double the lattice one after the other."""
     if len(passes) == 1:
         return _pass(model, section, asked.steps, passes[0], asked.guide, genes)
-    everything = genes._replace(columns=np.arange(section.values.shape[1]))
+    everything = genes._replace(columns=np.arange(section.n_genes))
     first = holes(section, passes[0])
     coarse, coarse_sd = _pass(model, section, first, passes[0], None, everything)
-    values, sd = _pass(model, refined(section, first, coarse, passes[0]), asked.steps, passes[1], None, genes)
+    axes = None if genes.axes is None else genes.axes[:, : section.n_genes]
+    values, sd = _pass(model, refined(section, first, coarse, passes[0]), asked.steps, passes[1], None, genes._replace(axes=axes))
     at = positions(asked.steps, first * passes[1])
     again = np.flatnonzero(at >= 0)
     values[again], sd[again] = coarse[at[again]][:, genes.columns], coarse_sd[at[again]][:, genes.columns]
@@ -163,22 +185,16 @@ def _filled(model: "S2SImputer", section: Section, asked: Asked, passes: list[in
 
 
 def refined(section: Section, steps: np.ndarray, values: np.ndarray, factor: int) -> Section:
-    """Return a section on a lattice ``factor`` times finer, of the measured points and of ``values`` at ``steps`` as if they were measured."""
+    """Return a section on a lattice ``factor`` times finer, of the measured points and of ``values`` at ``steps`` as if they were measured; without helping genes."""
     spec = section.spec
     extra = 1 if spec.lattice == "hex" else 0
     shape = (factor * (spec.shape[0] - 1) + 1, factor * (spec.shape[1] - 1) + 1 + extra * factor)
     finer = replace(spec, shape=shape, pitch_um=spec.pitch_um / factor)
     every = np.concatenate([section.steps * factor, steps])
     order = np.lexsort(every.T[::-1])
-    joined = sp.csr_matrix(np.concatenate([section.dense(), np.maximum(values, 0.0)])[order].astype(np.float32))
+    joined = sp.csr_matrix(np.concatenate([section.dense(np.arange(section.n_genes)), np.maximum(values, 0.0)])[order].astype(np.float32))
     counts = np.concatenate([section.counts, np.full(len(steps), np.median(section.counts))])[order]
-    return Section(section.name, finer, every[order], joined, counts, None, np.full(len(every), -1))
-
-
-def _axes(model: "S2SImputer", every: Sequence[str]) -> np.ndarray | None:
-    """Return the components that the model learned from its sections, for the columns ``every``; None where it does not know all of them."""
-    at = model.genes.get_indexer(list(every))
-    return None if model.axes is None or (at < 0).any() else model.axes[:, at]
+    return Section(section.name, finer, every[order], joined, section.n_genes, counts, None, np.full(len(every), -1))
 
 
 def _pass(

@@ -48,6 +48,22 @@ def stride_of(steps: np.ndarray) -> int:
     return 1
 
 
+def code_of(steps: np.ndarray, low: np.ndarray, width: int) -> np.ndarray:
+    """Return one whole number for each step."""
+    return (steps[:, 0] - low[0]) * width + steps[:, 1] - low[1]
+
+
+def positions(steps: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Return the position of each of ``steps`` in ``among``, int64; -1 where it is not there."""
+    every = np.concatenate([steps, among])
+    low, width = every.min(axis=0), int(np.ptp(every[:, 1])) + 1
+    codes = code_of(among, low, width)
+    order = np.argsort(codes, kind="stable")
+    found = np.minimum(np.searchsorted(codes[order], code_of(steps, low, width)), len(order) - 1)
+    out = order[found]
+    return np.where(codes[out] == code_of(steps, low, width), out, -1)
+
+
 @lru_cache(maxsize=2)
 def symmetries(hexagonal: bool) -> np.ndarray:
     """Return the symmetries of the lattice about a point as matrices acting on steps, int64 (8 or 12, 2, 2); the first is the identity.

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 FEWEST = 8
 """Measured spots that a library must have."""
 SCALE = 1e4
+HELPERS = 2000
+"""Genes with most counts that help, beside those of interest, as in ``tl.impute``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,8 @@ class Section:
         Their places, int64 (n, 2), see ``steps_of``; each once.
     values
         Log1p counts per 10,000, CSR float32 (n, G). Observations that share a lattice point are added up before.
+    n_genes
+        How many of the columns, the first ones, are genes of interest; the others help.
     counts
         Counts of all genes, float64 (n,).
     guide
@@ -48,6 +52,7 @@ class Section:
     spec: RasterSpec
     steps: np.ndarray
     values: sp.csr_matrix
+    n_genes: int
     counts: np.ndarray
     guide: np.ndarray | None
     rows: np.ndarray
@@ -61,7 +66,7 @@ class Section:
     def part(self, chosen: np.ndarray) -> "Section":
         """Return the same with the points ``chosen`` (positions) alone."""
         guide = None if self.guide is None else self.guide[chosen]
-        kept = (self.values[chosen], self.counts[chosen], guide, self.rows[chosen])
+        kept = (self.values[chosen], self.n_genes, self.counts[chosen], guide, self.rows[chosen])
         return Section(self.name, self.spec, self.steps[chosen], *kept, self.donor)
 
     def dense(self, genes: np.ndarray | None = None) -> np.ndarray:
@@ -86,13 +91,16 @@ def sections(
     adata: "AnnData",
     genes: Sequence[str],
     *,
+    helpers: Sequence[str] = (),
     layer: str | None = None,
     library_key: str = keys.LIBRARY,
     guide_key: str | None = None,
     donor_key: str | None = None,
     rows: np.ndarray | None = None,
 ) -> list[Section]:
-    """Return the libraries of ``adata`` with the values of ``genes``; those without a point among ``rows`` (a mask, None: all) are left out.
+    """Return the libraries of ``adata`` with the values of ``genes`` and then of ``helpers``.
+
+    Libraries without a point among ``rows`` (a mask, None: all) are left out.
 
     Raises
     ------
@@ -101,7 +109,7 @@ def sections(
     ValueError
         Where counts are no counts, or a library has fewer than 8 measured points.
     """
-    columns = validate.genes(genes, adata.var_names, what="genes", todo="Pass names of adata.var_names.")
+    columns = validate.genes([*genes, *helpers], adata.var_names, what="genes", todo="Pass names of adata.var_names.")
     matrix = validate.counts(adata, layer)
     total = np.asarray(matrix[:, np.flatnonzero(~is_control(adata.var))].sum(axis=1), dtype=np.float64).ravel()
     matrix = sp.csr_matrix(matrix[:, columns], dtype=np.float64)
@@ -123,9 +131,29 @@ def sections(
         scaled.data = np.log1p(scaled.data)
         mean = None if guide is None else np.asarray((join @ guide[at]) / join.sum(axis=1).reshape(-1, 1), dtype=np.float32)
         out.append(
-            Section(name, library.spec, steps, scaled.astype(np.float32), counts, mean, at[first], _donor(adata, donor_key, at, name))
+            Section(
+                name,
+                library.spec,
+                steps,
+                scaled.astype(np.float32),
+                len(genes),
+                counts,
+                mean,
+                at[first],
+                _donor(adata, donor_key, at, name),
+            )
         )
     return out
+
+
+def helpers_of(adata: "AnnData", genes: Sequence[str], *, layer: str | None = None, rows: np.ndarray | None = None) -> list[str]:
+    """Return the genes with most counts in ``rows`` (a mask, None: all) that are not among ``genes``: of the first 2,000 those that help to know the others."""
+    matrix = validate.counts(adata, layer)
+    total = np.asarray((matrix if rows is None else matrix[np.flatnonzero(rows)]).sum(axis=0), dtype=np.float64).ravel()
+    total[is_control(adata.var)] = -1.0
+    most = np.argsort(-total, kind="stable")[:HELPERS]
+    names = adata.var_names[most[total[most] > 0]]
+    return [str(name) for name in names[~names.isin(list(genes))]]
 
 
 def _donor(adata: "AnnData", key: str | None, rows: np.ndarray, library: str) -> str:

@@ -3,24 +3,29 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from stimg._core import hashing
 from stimg._core import rng as _rng
+from stimg._core.ledger import merged
+from stimg.data.ledger import seen_of
 from stimg.data.slots import RasterLibrary, raster_libraries
+from stimg.image.interpolate import axes_of_sections
 from stimg.model import _fit, _kept
 from stimg.model._fit import Loop
-from stimg.model._s2s_base import shared_axes
-from stimg.model._s2s_calibration import calibrated, gated
+from stimg.model._s2s_calibration import calibrated, gated, judge
+from stimg.model._s2s_fields import Field, field_of
 from stimg.model._s2s_lattice import surroundings
-from stimg.model._s2s_read import FEWEST, Section, sections
-from stimg.model._s2s_samples import LEAST, Field, HeldOutDataset, SparserDataset, SparserModule, field_of
+from stimg.model._s2s_read import FEWEST, Section, helpers_of, sections
+from stimg.model._s2s_samples import LEAST, HeldOutDataset, SparserDataset, SparserModule, compressed
 from stimg.model._seeded import seeded
 from stimg.model._split import Split, split_observations
+from stimg.nn.s2s import S2SModule
 from stimg.plan.callbacks import EpochHistory
 from stimg.plan.steps import StepPlan
 
@@ -30,12 +35,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 STEPS, STEPS_PER_EPOCH, MOST_EPOCHS = 240, 12, 40
 MOST_POINTS = 1500
-"""Points of a section, by chance, that the components of several sections are taken from."""
+"""Points of a section, by chance, that the axes of donors are taken from."""
+HELPING = "the genes that help S2SImputer"
 _LOADER = ("num_workers", "multiprocessing_context", "pin_memory")
 
 
 class SparserPlan(StepPlan):
-    """One training step of an imputation network: predict the spots that a sparser map lacks; see :class:`stimg.plan.StepPlan`."""
+    """One training step of an imputation network: predict the spots that a sparser map lacks; see :class:`stimg.plan.StepPlan`.
+
+    Compiled, the network is so for every shape: a slide has few, one or two of a square lattice, and torch cannot compile it for all at once.
+    """
+
+    def __init__(self, module: S2SModule, *, compile: bool = False, **options: Any) -> None:
+        super().__init__(module, **options)
+        if compile:
+            self._call = torch.compile(module.forward, dynamic=False)
 
     def terms(self, batch: Mapping[str, Tensor], stage: str) -> dict[str, Tensor]:
         """Return ``loss``, weighted by the importance of the batch, and for the validation ``error`` and ``base_error``."""
@@ -80,43 +94,42 @@ def _held_points(library: RasterLibrary, fraction: float, rng: np.random.Generat
     return held[member.ravel()]
 
 
-def axes_without(model: "S2SImputer", found: Sequence[Section]) -> tuple[np.ndarray | None, dict[str, np.ndarray | None]]:
-    """Return components of all sections, and for each donor those of the others.
+class Donors(NamedTuple):
+    """Axes of expression, (k, genes and helpers) of the sections: of all donors, and for each donor those of the others; None where there are none."""
 
-    Of a single donor they are what the model has learned before from others, or None.
-    """
+    every: np.ndarray | None
+    without: dict[str, np.ndarray | None]
+
+
+def axes_of(model: "S2SImputer", found: Sequence[Section], names: Sequence[str]) -> Donors:
+    """Return the axes of the donors of ``found``, whose columns are ``names``; of a single donor those that the model has learned before from others, or None."""
     donors = sorted({each.donor for each in found})
-    k = model.options.n_shared if model.options.base == "kriging" else 0
+    k = model.options.n_shared if model.options.base == "ensemble" else 0
     if len(donors) < 2 or not k:
-        return model.axes, dict.fromkeys(donors, model.axes)
-    rng = _rng.derive(0, len(found))
-    tables = []
+        known = model.axes_for(names)
+        return Donors(known, dict.fromkeys(donors, known))
+    tables: list[tuple[str, tuple[np.ndarray, np.ndarray]]] = []
     for each in found:
-        some = np.sort(rng.permutation(len(each.steps))[:MOST_POINTS])
+        some = np.sort(_rng.derive(0, len(tables)).permutation(len(each.steps))[:MOST_POINTS])
         part = each.part(some)
         tables.append((each.donor, (part.dense().astype(np.float64), part.counts)))
-    without = {donor: shared_axes([t for d, t in tables if d != donor], k) for donor in donors}
-    return shared_axes([t for _, t in tables], k), dict(without)
+    without = {donor: axes_of_sections([t for d, t in tables if d != donor], k) for donor in donors}
+    return Donors(axes_of_sections([t for _, t in tables], k), dict(without))
 
 
-def held_out(model: "S2SImputer", split: Split, axes: Mapping[str, np.ndarray | None] = {}, whole: np.ndarray | None = None) -> list[Field]:
-    """Return the fields whose shown points are training points and whose wanted points are validation points, by library.
-
-    ``axes`` are the components for each donor of the training points, ``whole`` those for any other.
-    """
+def held_out(model: "S2SImputer", split: Split, helpers: Sequence[str], donors: Donors) -> list[Field]:
+    """Return the fields whose shown points are training points and whose wanted points are validation points, by library, as in training."""
     out = []
-    for section in sections(model.adata, model.genes, rows=split.train | split.validation, **model._reading()):
+    for section in sections(model.adata, model.genes, helpers=helpers, rows=split.train | split.validation, **model._reading()):
         held = split.validation[section.rows]
         if not held.any():
             continue
+        section = compressed(section)
         if held.all():  # a whole library: half of its points are shown
             held = _rng.derive(0, len(held)).permutation(len(held)) < len(held) // 2
         places = surroundings(section.spec, section.steps)[0]
-        out.append(
-            field_of(
-                section, np.flatnonzero(~held), np.flatnonzero(held), model.options, places=places, axes=axes.get(section.donor, whole)
-            )
-        )
+        axes = donors.without.get(section.donor, donors.every)
+        out.append(field_of(section, np.flatnonzero(~held), np.flatnonzero(held), model.options, places=places, axes=axes))
     return out
 
 
@@ -124,10 +137,13 @@ def train(model: "S2SImputer", loop: Loop, *, steps_per_epoch: int, compile: boo
     """Train ``model`` in place; see :meth:`stimg.model.S2SImputer.train`."""
     adata = model.adata
     split = divided(model, loop)
-    train_sections = sections(adata, model.genes, rows=split.train, **model._reading())
-    whole, without = axes_without(model, train_sections)
-    dataset = SparserDataset(train_sections, model.options, n_maps=loop.batch_size, n_items=steps_per_epoch, seed=loop.seed, axes=without)
-    fields = held_out(model, split, without, whole) if split.validation.any() else []
+    helpers = helpers_of(adata, model.genes, layer=model._layer, rows=split.train)
+    train_sections = sections(adata, model.genes, helpers=helpers, rows=split.train, **model._reading())
+    donors = axes_of(model, train_sections, [*model.genes, *helpers])
+    dataset = SparserDataset(
+        train_sections, model.options, n_maps=loop.batch_size, n_items=steps_per_epoch, seed=loop.seed, axes=donors.without
+    )
+    fields = held_out(model, split, helpers, donors) if split.validation.any() else []
     val = HeldOutDataset(fields, model.options, n_maps=loop.batch_size) if fields else None
     data = SparserModule(
         dataset,
@@ -159,13 +175,15 @@ def train(model: "S2SImputer", loop: Loop, *, steps_per_epoch: int, compile: boo
 
     def keep(plan: StepPlan, history: EpochHistory) -> None:
         rows = split.train | split.validation
-        model.axes = whole
+        model.axes = None if donors.every is None else pd.DataFrame(donors.every, columns=[*model.genes, *helpers])
+        if helpers:
+            remember_helpers(model, rows, helpers)
         _fit.settle(model, plan, data, history, rows, library_key=model._library_key)
-        judged = fields or [dataset.field(i, s) for i in range(len(train_sections)) for s in range(min(4, model.options.n_samples))]
+        judged = judge(model, fields or [dataset.field(i, 0) for i in range(len(train_sections))])
         gated(model, judged, choose=bool(fields))
         calibrated(model, judged)
 
-    _fit.run(model, loop, data, make_plan, keep, record=record, attributes=("calibration", "judged_", "axes"), **kwargs)
+    _fit.run(model, loop, data, make_plan, keep, record=record, attributes=("calibration", "judged_", "axes", "ledger"), **kwargs)
     logger.info(
         "Trained on %d points of %d libraries, %d held out; best epoch %d of %d, part of the network that is used %.2f",
         data.n_train,
@@ -175,6 +193,15 @@ def train(model: "S2SImputer", loop: Loop, *, steps_per_epoch: int, compile: boo
         model.epochs(),
         float(model.module.gate),
     )
+
+
+def remember_helpers(model: "S2SImputer", rows: np.ndarray, helpers: Sequence[str]) -> None:
+    """Write into the ledger, before the model's own record, that counts of helping genes were read."""
+    new = seen_of(model.adata, who=HELPING, kind="PCA", rows=rows, genes=helpers, layer=model._layer, library_key=model._library_key)
+    *others, own = model.ledger
+    before = [each for each in others if each.who == HELPING]
+    kept = [each for each in others if each.who != HELPING]
+    model.ledger = (*kept, merged([*before, new], who=HELPING, kind="PCA"), own)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor
 from stimg._core import keys, validate
 from stimg._core import rng as _rng
 from stimg._core.ledger import Seen
+from stimg.data.ledger import recall
 from stimg.data.slots import raster_libraries
 from stimg.image.spec import RasterSpec
 from stimg.model import _s2s_inference, _s2s_training
@@ -106,11 +107,12 @@ class S2SImputer(Common):
         self.module = self._make_module()
         self.calibration = np.ones(len(self.genes), dtype=np.float32)
         """Factor of each gene's standard deviation, learned on held-out spots."""
-        self.axes: np.ndarray | None = None
-        """Components that the training sections share, (k, genes); None of one donor."""
+        self.axes: pd.DataFrame | None = None
+        """Axes of expression of the training sections, whose columns are genes; None of one donor."""
         self.judged_: dict[str, float] = {}
         """Squared errors on held-out spots in units of the spread: of the base, of the network, and of what is used."""
-        self.ledger: tuple[Seen, ...] = (*chosen_by(adata, genes), Seen(type(self).__name__, "model", genes=tuple(self.genes)))
+        guided = [] if adata is None or self._guide_key is None else recall(adata, only=[self._guide_key])
+        self.ledger: tuple[Seen, ...] = (*chosen_by(adata, genes), *guided, Seen(type(self).__name__, "model", genes=tuple(self.genes)))
         o = self.options
         self._model_summary_string = (
             f"S2SImputer of {len(self.genes)} genes on a {self.lattice} lattice, base: {o.base}, n_stages: {o.n_stages}, n_hidden: {o.n_hidden}, "
@@ -139,7 +141,7 @@ class S2SImputer(Common):
         library_key, donor_key
             Columns of ``obs`` with the capture area and the donor; ``donor_key`` may be missing there.
         guide
-            Name in ``obsm`` of features that are known where nothing was measured too, such as embeddings of image tiles or of another model.
+            Name in ``obsm`` of features that are known where nothing was measured too, such as embeddings of image tiles.
 
         Raises
         ------
@@ -182,7 +184,7 @@ class S2SImputer(Common):
         early_stopping: bool = True,
         patience: int = 8,
         batch_size: int = 24,
-        lr: float = 3e-3,
+        lr: float = 1e-3,
         weight_decay: float = 0.01,
         steps_per_epoch: int = _s2s_training.STEPS_PER_EPOCH,
         rng: _rng.RngLike = 0,
@@ -261,7 +263,7 @@ class S2SImputer(Common):
         """
         self.need_trained()
         adata = self.need_adata(adata)
-        wanted = list(self.genes if genes is None else genes)
+        wanted = list(self.genes) if genes is None else validate.names(genes)
         return _s2s_inference.impute(self, adata, targets, wanted, batch_size=validate.whole(batch_size, "batch_size"))
 
     def places(self, adata: "AnnData | None" = None, targets: int | None = None) -> pd.DataFrame:
@@ -276,6 +278,10 @@ class S2SImputer(Common):
         at = self.genes.get_indexer(list(genes))
         return np.where(at >= 0, self.calibration[at], np.median(self.calibration)).astype(np.float32)
 
+    def axes_for(self, names: Sequence[str]) -> np.ndarray | None:
+        """Return :attr:`axes` for the genes ``names``, (k, genes): 0 for genes that they do not have. None where there are none."""
+        return None if self.axes is None else self.axes.reindex(columns=list(names), fill_value=0.0).to_numpy()
+
     def _check_lattices(self, specs: Sequence[RasterSpec]) -> None:
         other = sorted({spec.lattice for spec in specs} - {self.lattice})
         if other:
@@ -284,12 +290,13 @@ class S2SImputer(Common):
             )
 
     def _facts(self) -> dict[str, Any]:
-        return {"lattice": self.lattice, "n_guide": self.n_guide, "judged": self.judged_}
+        names = None if self.axes is None else list(self.axes.columns)
+        return {"lattice": self.lattice, "n_guide": self.n_guide, "judged": self.judged_, "axes_genes": names}
 
     def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, record = super()._contents()
         if self.axes is not None:
-            tensors["axes"] = torch.from_numpy(np.ascontiguousarray(self.axes))
+            tensors["axes"] = torch.from_numpy(self.axes.to_numpy().copy())
         return {**tensors, "calibration": torch.from_numpy(self.calibration)}, record
 
     @classmethod
@@ -303,7 +310,10 @@ class S2SImputer(Common):
         if "calibration" not in tensors or tensors["calibration"].shape != (len(self.genes),):
             raise ValueError(f"{path}: the calibration of the genes is missing or damaged. Save the model again.")
         self.calibration = tensors["calibration"].numpy()
-        self.axes = tensors["axes"].numpy() if "axes" in tensors else None
+        names = record.get("axes_genes")
+        if (names is None) != ("axes" not in tensors) or (names is not None and tensors["axes"].shape[1] != len(names)):
+            raise ValueError(f"{path}: the axes of other donors are missing or damaged. Save the model again.")
+        self.axes = None if names is None else pd.DataFrame(tensors["axes"].numpy(), columns=names)
         self.judged_ = dict(record.get("judged", {}))
 
     def _accept(self, adata: "AnnData") -> None:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from stimg._core import validate
+from stimg.image.interpolate import METHODS
 from stimg.model._options import Options
 from stimg.nn.s2s import CONSISTENCIES, LOSSES
 
-BASES = ("kriging", "nearest", "none")
 SAMPLINGS = ("auto", "random", "lattice")
 
 
@@ -18,13 +18,12 @@ class S2SImputerOptions(Options):
     Parameters
     ----------
     base
-        What the cascade starts from. ``"kriging"``: kriged principal components, and beside them each gene kriged by itself, with noise by depth; the
-        network learns what is left. ``"nearest"``: the nearest measured value, as in the paper. ``"none"``: the mean of the gene.
-    n_components
-        Principal components behind ``base="kriging"``.
+        What the cascade starts from: a name of ``stimg.image.interpolate.METHODS``. ``"ensemble"`` is the default of :func:`stimg.tl.impute`, and of a model that
+        was trained on several donors ``"donor_ensemble"``; the network learns what is left. ``"nearest"``: the nearest measured value, as in the paper.
+        ``"mean"``: the mean of the gene.
     n_shared
-        Principal components of all training sections, kriged beside those of a section itself, where the model is trained on several donors. While it trains on a
-        section, its donor has no part in them.
+        Axes of expression of all training sections that are kriged beside, where the model is trained on several donors. While it trains on a section, its
+        donor has no part in them. 0: none.
     count_aware
         Whether a spot of few counts weighs less: in the base, between the networks and in the loss. Otherwise all spots are equally sure.
     standardise
@@ -71,8 +70,7 @@ class S2SImputerOptions(Options):
         Symmetries over which a prediction is the mean: 1, or as many as the lattice has (8 of a square one, 12 of a hexagonal one) at most.
     """
 
-    base: str = "kriging"
-    n_components: int = 20
+    base: str = "ensemble"
     n_shared: int = 20
     count_aware: bool = True
     standardise: bool = True
@@ -98,18 +96,19 @@ class S2SImputerOptions(Options):
     natural: str | None = "skimage"
     natural_fraction: float = 0.25
     natural_noise: bool = True
-    crop: int = 48
+    crop: int = 40
     n_samples: int = 24
     augment: bool = True
     turns: int = 4
 
     def __post_init__(self) -> None:
-        validate.one_of(self.base, BASES, "base")
+        if METHODS[self.base].donors:
+            raise ValueError(f"base={self.base!r} reads other donors. Pass base='ensemble' and train on sections of several donors.")
         validate.one_of(self.consistency, CONSISTENCIES, "consistency")
         validate.one_of(self.loss, LOSSES, "loss")
         validate.one_of(self.score, ("hidden", "all"), "score")
         validate.one_of(self.sampling, SAMPLINGS, "sampling")
-        for name in ("n_components", "n_stages", "n_hidden", "n_blocks", "n_dense", "growth", "n_heads", "guide_dim", "n_samples", "turns"):
+        for name in ("n_stages", "n_hidden", "n_blocks", "n_dense", "growth", "n_heads", "guide_dim", "n_samples", "turns"):
             validate.whole(getattr(self, name), name)
         for name in ("n_attention", "n_shared"):
             validate.whole(getattr(self, name), name, least=0)
@@ -125,6 +124,10 @@ class S2SImputerOptions(Options):
                 raise ValueError(f"{name}={getattr(self, name)} is not a weight; wanted zero or a positive number.")
         if len(self.keep) != 2 or not 0 < self.keep[0] <= self.keep[1] < 1:
             raise ValueError(f"keep={self.keep}; wanted two parts, 0 < least <= largest < 1.")
+        if not isinstance(self.natural, str | None):
+            raise TypeError(
+                f"natural={self.natural!r} is a {type(self.natural).__name__}; wanted 'skimage', the path of a folder as text, or None."
+            )
         if not 0 <= validate.number(self.natural_fraction, "natural_fraction") < 1:
             raise ValueError(f"natural_fraction={self.natural_fraction} is not in [0, 1).")
 

@@ -26,7 +26,9 @@ class LatticeBatch(TypedDict):
     ``depth`` float32 (H, W)
         Relative depth of known points, 1 elsewhere.
     ``far`` float32 (H, W)
-        Between 0 (data at hand) and about 1 (no data near).
+        Between 0 (data at hand) and 1 (no data near).
+    ``doubt`` float32 (B, H, W)
+        Logarithm of the variance of a value that was not seen, as what the cascade starts from has it; 0 where it has none.
     ``facts`` float32 (B, F)
         What is known of each gene; the second is the part of its variance that is noise.
     ``guide`` float32 (D, H, W)
@@ -41,6 +43,7 @@ class LatticeBatch(TypedDict):
     inside: Tensor
     depth: Tensor
     far: Tensor
+    doubt: Tensor
     facts: Tensor
     guide: Tensor
     target: Tensor
@@ -102,11 +105,10 @@ class Stage(nn.Module):
         x = x * inside
         found = []
         for i, dense in enumerate(self.dense):
-            x = dense(x, inside)
-            before = x
+            more = dense(x, inside)
             for block in self.attention[i * self.n_attention : (i + 1) * self.n_attention]:
-                x = block(x, inside)
-            x = x + before if self.n_attention else x
+                more = block(more, inside)
+            x = x + more
             found.append(x)
         x = self.after(self.join(torch.cat(found, dim=1)) * inside) * inside
         return self.out(x + shallow) * inside
@@ -137,7 +139,8 @@ class S2SModule(nn.Module):
 
     Notes
     -----
-    The variance is learned from the errors of the last network alone, and the networks do not learn from it.
+    The variance is that of the base times a factor that a small network gives from the facts and the distance from data. It is learned from the errors of the
+    last network alone, and the cascade does not learn from it.
     """
 
     gate: Tensor
@@ -160,7 +163,7 @@ class S2SModule(nn.Module):
         hexagonal: bool = False,
         consistency: str = "soft",
         context: bool = True,
-        n_facts: int = 5,
+        n_facts: int = 4,
         n_guide: int = 0,
         guide_dim: int = 4,
         loss: str = "l2",
@@ -191,8 +194,7 @@ class S2SModule(nn.Module):
             state = agree(state, batch["measured"], batch["known"], noise)
             state = state + stage(torch.cat([state[:, None], *more], dim=1), inside, batch["facts"])[:, 0]
             maps.append(state)
-        if float(self.gate) != 1.0:
-            maps[-1] = start + self.gate * (maps[-1] - start)
+        maps[-1] = torch.lerp(start, maps[-1].to(start.dtype), self.gate.to(start.dtype))
         return maps
 
     def _context(self, batch: LatticeBatch, inside: Tensor) -> list[Tensor]:
@@ -212,7 +214,7 @@ class S2SModule(nn.Module):
         """Return the logarithm of the variance of a value that was not seen, (B, H, W)."""
         facts = batch["facts"][:, None, None].expand(-1, *batch["far"].shape, -1)
         far = batch["far"][None, :, :, None].expand(len(facts), -1, -1, -1)
-        return self.spread(torch.cat([facts, far], dim=-1))[..., 0].float().clamp(-6.0, 4.0)
+        return (batch["doubt"] + self.spread(torch.cat([facts, far], dim=-1))[..., 0].float()).clamp(-6.0, 4.0)
 
     def forward(self, batch: LatticeBatch) -> dict[str, Tensor]:
         """Return ``loss``, ``error`` of the last network, and ``base_error`` of what the cascade started from, weighted means over the targets."""

@@ -42,7 +42,7 @@ class LatticeConv(nn.Conv2d):
 
 
 class DenseBlock(nn.Module):
-    """Residual dense block (Zhang et al. 2018, CVPR): each convolution reads all maps before it; a 1 x 1 convolution joins them.
+    """Dense block (Zhang et al. 2018, CVPR): each convolution reads all maps before it; a 1 x 1 convolution joins them. Its input is added later.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class DenseBlock(nn.Module):
         maps = [x]
         for layer in self.layers:
             maps.append(F.relu(layer(torch.cat(maps, dim=1))) * inside)
-        return x + self.join(torch.cat(maps, dim=1)) * inside
+        return self.join(torch.cat(maps, dim=1)) * inside
 
 
 class ChannelBranch(nn.Module):
