@@ -22,6 +22,13 @@ PICTURES = {
     "genes": lambda adata, lib: stimg.pl.genes(
         adata, genes=["ERBB2", "IGKC"], predicted="stimg_stmae", library_id="A", image=lib is not None, return_fig=True
     ),
+    "imputation": lambda adata, lib: filled(
+        adata, lambda table, truth: stimg.pl.imputation(table, genes=["ERBB2", "IGKC"], truth=truth, library_id="A", return_fig=True)
+    ),
+    "upsampled": lambda adata, lib: stimg.pl.imputation(
+        stimg.tl.upsample(adata, factor=2, method="nearest"), genes="ERBB2", library_id="A", return_fig=True
+    ),
+    "calibration": lambda adata, lib: filled(adata, lambda table, truth: stimg.pl.calibration(table, truth, return_fig=True)),
     "retrieval": lambda adata, lib: (
         stimg.tl.retrieve(adata, image_key="X_stimg_stmae", gene_key="X_stimg_stmae"),
         stimg.pl.retrieval(adata, kind="queries", return_fig=True),
@@ -31,6 +38,12 @@ PICTURES = {
         stimg.pl.retrieval(adata, return_fig=True),
     )[1],
 }
+
+
+def filled(adata, draw):
+    """Hide a part of the section, impute it, and draw."""
+    sparse, truth = stimg.pp.sparsify(adata, mask="checkerboard")
+    return draw(stimg.tl.impute(sparse, targets=truth, method="nearest"), truth)
 
 
 @pytest.mark.parametrize("kind", ["hex", "square", "bins", "two libraries"])

@@ -6,12 +6,14 @@ from stimg._core.lazy import attach
 
 if TYPE_CHECKING:
     from stimg.pl._alignment import alignment
+    from stimg.pl._calibration import calibration
     from stimg.pl._check_slide import check_slide
     from stimg.pl._crops import crops
     from stimg.pl._embedding import embedding_map
     from stimg.pl._gene_scores import gene_scores, score_maps
     from stimg.pl._genes import genes
     from stimg.pl._history import history
+    from stimg.pl._imputation import imputation
     from stimg.pl._raster import raster
     from stimg.pl._reconstruction import reconstruction
     from stimg.pl._retrieval import retrieval
@@ -20,12 +22,14 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "alignment": "_alignment",
+    "calibration": "_calibration",
     "check_slide": "_check_slide",
     "crops": "_crops",
     "embedding_map": "_embedding",
     "gene_scores": "_gene_scores",
     "genes": "_genes",
     "history": "_history",
+    "imputation": "_imputation",
     "raster": "_raster",
     "reconstruction": "_reconstruction",
     "retrieval": "_retrieval",
