@@ -62,6 +62,7 @@ CALLS = {
     "pp.set_mpp": lambda data, **k: checked(data, stimg.pp.set_mpp(data, pitch_um=200.0, **k), **k),
     "pp.spatial_context": lambda data, **k: stimg.pp.spatial_context(data, key="spatial", **k),
     "pp.read_embedding": lambda data, **k: read_embedding(data, **k),
+    "tl.upsample": lambda data, **k: stimg.tl.upsample(data, factor=2, method="nearest", copy=True, **k),
     "tl.embed_genes": lambda data, **k: stimg.tl.embed_genes(data, n_features=3, **k),
     "pl.raster": lambda data, **k: stimg.pl.raster(data, color="label", **k),
     "pl.check_slide": lambda data, **k: (stimg.pp.check_slide(data, **k), checked(data, stimg.pl.check_slide(data, **k).axes[0], **k))[1],
@@ -70,6 +71,8 @@ CALLS = {
     "pl.embedding_map": lambda data, **k: stimg.pl.embedding_map(data, **k),
     "pl.tiles": lambda data, **k: tiles(data, **k),
     "pl.genes": lambda data, **k: stimg.pl.genes(data, genes=gene(data), predicted="stimg_stmae", **k),
+    "pl.imputation": lambda data, **k: stimg.pl.imputation(data, genes=gene(data), **imputed(data, **k), **k),
+    "pl.calibration": lambda data, **k: stimg.pl.calibration(data, **imputed(data, **k), **k),
     "pl.retrieval": lambda data, **k: (
         stimg.tl.retrieve(data, image_key="spatial", gene_key="spatial", **k),
         stimg.pl.retrieval(data, **k),
@@ -110,6 +113,15 @@ def tiles(data, **options):
     """Plan tiles and draw two of them."""
     stimg.pp.plan_tiles(data, image=IMAGE, image_mpp=0.5, tile_um=56, mpp=0.5, **options)
     return stimg.pl.tiles(data, n=2, image=IMAGE, **options)
+
+
+def imputed(data, table_key="table"):
+    """Say of every second observation that it was imputed, and return the layer and the truth of these."""
+    table = stimg.data.tables.table_of(data, table_key)
+    status = np.arange(table.n_obs) % 2
+    table.obs["stimg_status"] = pd.Categorical.from_codes(status, ["measured", "imputed"])
+    table.layers["stimg_stmae_sd"] = np.ones(table.shape, dtype=np.float32)
+    return {"key": "stimg_stmae", "truth": table[status == 1].copy()}
 
 
 class Aligned:
@@ -160,7 +172,7 @@ def test_the_table_of_a_spatialdata_is_treated_as_an_anndata(slide, verb):
         assert adata.uns["stimg"]["rasterize"].pop("coordinate_system") == "none"
     assert_same(adata, sdata.tables["cells"])
     assert_same(other, sdata.tables["table"])
-    if verb in ("pp.resample", "pp.check_slide", "pp.sparsify"):
+    if verb in ("pp.resample", "pp.check_slide", "pp.sparsify", "tl.upsample"):
         assert_same(alone, within)
     elif verb.startswith("pl."):
         np.testing.assert_equal(drawn(within), drawn(alone))

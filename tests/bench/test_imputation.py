@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from scipy.spatial import Delaunay
 
 import stimg
+from stimg._core import keys
 from stimg.bench import LeakageError, Prediction, get_protocol, load_sections
 from stimg.bench.masks import MASKS, hidden_spots
 from stimg.bench.method import METHODS, load
@@ -204,6 +205,10 @@ def test_poisoned_hidden_values_change_no_prediction(sections, mask):
     dense[rows] = rng.poisson(50, (len(rows), poisoned.n_vars)) + np.arange(poisoned.n_vars) * 20
     poisoned.X = sp.csr_matrix(dense)
     again, changed = task_of({**sections, "visium": poisoned}, "visium", mask)
+    for adata in (task.test[0], task.where["visium"], again.test[0], again.where["visium"]):
+        adata.obsm[keys.COLOUR] = np.cos(
+            adata.obsm["spatial"] @ np.array([[1.0, 0.3, 2.0], [0.5, 1.0, -1.0]]) / 300
+        )  # known everywhere, as an image is
     assert task.genes == again.genes
     assert not np.allclose(hidden.truth["visium"], changed.truth["visium"])
     for name in METHODS:
@@ -357,6 +362,28 @@ def test_rivals_from_other_donors_need_some(sections):
     task, _ = task_of({"visium": sections["visium"]}, "visium", "hole")
     with pytest.raises(ValueError, match="There is no section of another donor"):
         METHODS["kriging ensemble, other donors"].function(task, np.random.default_rng(0))
+
+
+def test_one_table_has_every_rival_that_the_data_suffice_for(sections):
+    """Those that read other donors are left out where there is one, and those that read features where there are none."""
+    load()
+    protocol = replace(SMALL, masks=("hole",), ceiling_splits=1)
+    from_donors = {name for name, inner in RIVALS.items() if interpolate.METHODS[inner].donors}
+    guided = {name for name in PROTOCOL.nulls if METHODS[name].needs}
+    assert {name for name in RIVALS if name not in PROTOCOL.nulls} == set()
+    assert from_donors == {name for name in PROTOCOL.nulls if METHODS[name].trains} != set()
+    assert guided
+    both = stimg.bench.run(protocol, sections, seeds=1)
+    assert [m["name"] for m in both.data["methods"]] == [n for n in PROTOCOL.nulls if n not in guided]
+    alone = stimg.bench.run(protocol, sections["st"], seeds=1)
+    assert [m["name"] for m in alone.data["methods"]] == [n for n in PROTOCOL.nulls if n not in guided | from_donors]
+    same = [
+        r.summary()["value"]["kriging ensemble", "mean_r", "hole"]
+        for r in (alone, stimg.bench.run(protocol, sections["st"], nulls=False, methods="kriging ensemble"))
+    ]
+    assert same[0] == same[1] != 0
+    with pytest.raises(ValueError, match="There is no section of another donor"):
+        stimg.bench.run(protocol, sections["st"], nulls=False, methods=sorted(from_donors))
 
 
 @pytest.mark.parametrize("method", BLIND + tuple(sorted(RIVALS)))

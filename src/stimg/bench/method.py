@@ -55,6 +55,8 @@ class Method:
         Whether chance enters: only then it is run for every seed.
     needs
         Slots of ``obsm`` without which it is left out.
+    trains
+        Whether it reads the sections that may train: it is left out of a protocol's nulls where a fold has none.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Method:
     what: str
     seeded: bool = False
     needs: tuple[str, ...] = ()
+    trains: bool = False
 
     def __post_init__(self) -> None:
         validate.one_of(self.role, ROLES, "role")
@@ -73,12 +76,12 @@ METHODS: Registry[Method] = Registry("method")
 
 
 def method(
-    name: str, *, kinds: tuple[str, ...], role: str, seeded: bool = False, needs: tuple[str, ...] = ()
+    name: str, *, kinds: tuple[str, ...], role: str, seeded: bool = False, needs: tuple[str, ...] = (), trains: bool = False
 ) -> Callable[[Callable], Callable]:
     """Return a decorator that registers a function as a method; the first line of its docstring says what it is."""
 
     def add(function: Callable) -> Callable:
-        METHODS.add(name, Method(name, function, kinds, role, (function.__doc__ or "").strip().split("\n")[0], seeded, needs))
+        METHODS.add(name, Method(name, function, kinds, role, (function.__doc__ or "").strip().split("\n")[0], seeded, needs, trains))
         return function
 
     return add

@@ -119,12 +119,17 @@ def run(
         features=features,
         labels=labels,
     )
-    listed = _listed(chosen, methods, predictions, objects, nulls=nulls, features=features, library_key=library_key)
     wanted = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
     if not wanted:
         raise ValueError("seeds is empty; wanted at least one.")
     contents = _sections.content(found)
     folds = chosen.folds(found) if manifest is None else _folds_of(manifest, objects, found, layer, library_key, donor_key)
+    runnable = [
+        m
+        for m in (_method.get(n) for n in (chosen.nulls if nulls else ()))
+        if set(m.needs) <= set(features) and (not m.trains or all(f.train for f in folds))
+    ]
+    listed = _listed(chosen, runnable, methods, predictions, objects, features=features, library_key=library_key)
     split = _sections.split_hash(folds, contents)
     facts = {
         "protocol": chosen.hash,
@@ -243,16 +248,16 @@ def _fingerprint(inputs: Mapping[str, Any]) -> str:
 
 def _listed(
     protocol: Protocol,
+    nulls: Sequence[Method],
     methods: Mapping[str, Any] | Sequence[str],
     predictions: Mapping[str, Any] | None,
     objects: Sequence["AnnData"],
     *,
-    nulls: bool,
     features: Sequence[str],
     library_key: str,
 ) -> list[Method]:
-    """Return the methods in the order of the report: nulls that can be run here, then those asked for, then finished predictions."""
-    out = [m for m in (_method.get(n) for n in (protocol.nulls if nulls else ())) if set(m.needs) <= set(features)]
+    """Return the methods in the order of the report: nulls, then those asked for, then finished predictions."""
+    out = list(nulls)
     given = methods.items() if isinstance(methods, Mapping) else [(m, m) for m in ([methods] if isinstance(methods, str) else methods)]
     for name, each in given:
         found = _method.get(each) if isinstance(each, str) else each if isinstance(each, Method) else _method.of(name, each)

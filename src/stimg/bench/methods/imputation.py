@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stimg._core import keys
+from stimg._core import keys, validate
 from stimg.bench.expression import depth_of
 from stimg.bench.method import Prediction, method
 from stimg.bench.protocol import Hidden, Task, library_of
 from stimg.bench.values import log_values
+from stimg.data.ledger import recall
 from stimg.data.slots import raster_libraries
 from stimg.image import interpolate
-from stimg.image.interpolate import METHODS, Interpolated, Measured, axes_of_sections
+from stimg.image.interpolate import BEST, METHODS, Guide, Interpolated, Measured, axes_of_sections
 from stimg.image.lattice import neighbour_pairs
 from stimg.metrics import neighbour_mean, permute_labels
 
@@ -38,7 +39,7 @@ RIVALS = {
     "factors + kriging by depth": "factor_kriging",
     "kriging ensemble": "ensemble",
     "other donors' axes + kriging": "donor_kriging",
-    "kriging by depth, three": "depth_ensemble",
+    "krigings by depth, other donors": "depth_ensemble",
     "kriging ensemble, other donors": "donor_ensemble",
 }
 """Name in reports to the name in ``stimg.image.interpolate.METHODS``."""
@@ -50,13 +51,22 @@ def places(adata: "AnnData") -> np.ndarray:
     return library.spec.lattice_points(library.rc)
 
 
-def measured(task: Task, adata: "AnnData", *, donors: bool = False) -> Measured:
-    """Return the observed part of a section as arrays: the genes of the task, and those with most counts beside them."""
+def measured(task: Task, adata: "AnnData", *, donors: bool = False, guide: str | None = None) -> Measured:
+    """Return the observed part of a section as arrays: the genes of the task, and those with most counts beside them; ``guide`` is a slot of ``obsm``."""
     total = np.asarray(adata.X.sum(axis=0), dtype=np.float64).ravel()
     genes = list(dict.fromkeys([*task.genes, *adata.var_names[np.argsort(-total, kind="stable")[:HELPERS]]]))
     loadings = _axes(task.train, genes) if donors else None
     columns = np.arange(len(task.genes))
-    return Measured(places(adata), log_values(adata, genes=genes), columns=columns, depth=depth_of(adata), loadings=loadings)
+    features = None if guide is None else _guide(adata, task.where[library_of(adata)], guide)
+    return Measured(
+        places(adata), log_values(adata, genes=genes), columns=columns, depth=depth_of(adata), loadings=loadings, guide=features
+    )
+
+
+def _guide(adata: "AnnData", where: "AnnData", key: str) -> Guide:
+    """Return the features of the observed and the hidden places."""
+    found = [np.asarray(validate.slot(a.obsm, "obsm", key, todo="Compute it for every section.")) for a in (adata, where)]
+    return Guide(np.concatenate([places(adata), places(where)]), np.concatenate(found).astype(np.float64))
 
 
 def _axes(sections: Sequence["AnnData"], genes: Sequence[str]) -> np.ndarray:
@@ -70,6 +80,19 @@ def _answer(found: Interpolated) -> Any:
     return found.values if found.variance is None else {"mean": found.values, "sd": np.sqrt(found.variance)}
 
 
+def guided(task: Task, key: str, *, inner: str = BEST) -> Prediction:
+    """Return a method of ``stimg.image.interpolate`` that krigs, with the features ``obsm[key]`` of observed and hidden places as its guide."""
+    out = {library_of(a): _answer(METHODS[inner](measured(task, a, guide=key), places(task.where[library_of(a)]))) for a in task.test}
+    fitted = tuple(seen for a in task.test for seen in recall(a, only=[key]))
+    return Prediction(out, fitted, notes={"regime": f"with {key} of the hidden places"})
+
+
+@method("kriging ensemble, colours", kinds=KINDS, role="rival", needs=(keys.COLOUR,))
+def colours(task: Task, rng: np.random.Generator) -> Prediction:
+    """Mean of three krigings, guided by 48 colour statistics of the image around observed and hidden places (:func:`stimg.pp.colour_statistics`)."""
+    return guided(task, keys.COLOUR)
+
+
 def _rival(name: str, inner: str) -> Callable[..., Any]:
     """Register a method of ``stimg.image.interpolate`` under the name of a report."""
     chosen = METHODS[inner]
@@ -81,7 +104,7 @@ def _rival(name: str, inner: str) -> Callable[..., Any]:
         return Prediction(out, notes={"regime": "other donors"}) if chosen.donors else out
 
     rival.__doc__ = chosen.what
-    return method(name, kinds=KINDS, role="rival")(rival)
+    return method(name, kinds=KINDS, role="rival", trains=chosen.donors)(rival)
 
 
 for _name, _inner in RIVALS.items():

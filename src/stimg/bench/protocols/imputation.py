@@ -58,7 +58,7 @@ class ImputationProtocol(Protocol):
     A fold is a section and a mask. The section that a method gets does not contain the hidden observations; their names, coordinates and
     features are in ``task.where``. ``task.train`` has the sections of *other donors*, whole: a method that reads them answers another
     question than one that reads the section alone, and has to say so in the notes of its :class:`stimg.bench.Prediction`
-    (``notes={"regime": "other donors"}``). None of the methods here reads them.
+    (``notes={"regime": "other donors"}``), as the rivals do that have "other donors" in their names.
 
     A method returns for each library an array, or a mapping with ``"mean"`` and ``"sd"``, both (hidden observations, genes): the interval
     mean ± 1.645 sd is then scored by its coverage. A finished prediction may be a table that has the observed observations too.
@@ -221,16 +221,31 @@ PROTOCOL = add(
         source="stimg; the masks are those of STAGE, DIST, stEnTrans and S2S-ST, with a hole and a half section",
         remarks=(
             "Only hidden observations are scored; published figures of this task often copy the observed ones through (`inflated_r`), with which a constant scores high.",
-            "Sections of other donors are in the task; methods that read them belong to another regime and say so in their notes.",
+            "Sections of other donors are in the task; methods that read them belong to another regime, say so in their notes, and are left out where there is one donor.",
             "Each mask is a stratum of its own and is never averaged with another.",
+            "`ssim` favours predictions as rough as a measurement, so that it does not order methods as r and the squared error do.",
         ),
         nulls=(
             "section mean",
             "nearest",
             "linear",
+            "cubic",
             "k-NN 8",
             "inverse distance 8",
             "Gaussian",
+            "graph Laplacian",
+            "kriging",
+            "kriging per gene",
+            "kriging averaged",
+            "kriging by depth",
+            "PCA-20 + kriging",
+            "PCA-20 + kriging by depth",
+            "factors + kriging by depth",
+            "kriging ensemble",
+            "kriging ensemble, colours",
+            "other donors' axes + kriging",
+            "krigings by depth, other donors",
+            "kriging ensemble, other donors",
             "true neighbours",
             "hidden values permuted",
         ),
