@@ -11,6 +11,7 @@ sys.path.insert(0, str(HERE))
 import pages  # noqa: E402
 
 pages.write(HERE)
+os.environ.pop("MPLBACKEND", None)  # kernels of notebooks inherit it, and with another backend than their own they show no figures
 
 project = "stimg"
 author = "The stimg developers"

@@ -84,6 +84,7 @@ def test_nulls_on_real_sections_are_those_of_naive_code(mirror):
     assert abs(rows[rows["method"] == "labels permuted"]["mean_r"].mean()) < 0.02
 
 
+@pytest.mark.slow
 def test_sections_with_images_are_evaluated_by_themselves(slides, tmp_path):
     rng = np.random.default_rng(0)
     for name in ("A1", "A2", "B1"):

@@ -364,6 +364,7 @@ def test_rivals_from_other_donors_need_some(sections):
         METHODS["kriging ensemble, other donors"].function(task, np.random.default_rng(0))
 
 
+@pytest.mark.slow
 def test_one_table_has_every_rival_that_the_data_suffice_for(sections):
     """Those that read other donors are left out where there is one, and those that read features where there are none."""
     load()

@@ -155,6 +155,7 @@ def noise(task, rng):
     return {name: rng.normal(size=(a.n_obs, len(task.genes))) for name, a in task.asked().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_run_that_is_killed_goes_on(slides, tmp_path):
     data = tmp_path / "data"

@@ -170,6 +170,7 @@ def benchmark_tile(image, centre, side, n=224):
     return np.asarray(part.resize((n, n), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side)))
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize(("tile_um", "mpp", "least"), [(112.0, 0.5, 0.9999), (224.0, 1.0, 0.99)])
 def test_features_of_a_real_section_are_those_of_the_benchmark(mirror, tile_um, mpp, least):

@@ -45,6 +45,7 @@ def test_what_the_features_tell_reaches_the_prediction(pair):
     assert error["X_image"] < error[None]
 
 
+@pytest.mark.slow
 def test_the_image_around_empty_points_guides_a_second_pass():
     adata = stimg.datasets.simulate(technology="st", shape=(12, 12), n_genes=20, image=True, rng=2)
     stimg.pp.rasterize(adata)
