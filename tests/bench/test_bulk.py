@@ -325,6 +325,7 @@ def test_the_protocol_is_what_it_was():
     assert stimg.bench.list_protocols().loc["bulk", "level"] == "donor"
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_sums_of_her2st_sections(mirror):
     adata = stimg.datasets.her2st(["B1", "B2", "B3", "C1", "C2", "D1", "D2", "E1", "E2"])

@@ -250,6 +250,7 @@ def test_the_depth_is_that_of_all_genes(loaded):
     assert shared_genes(loaded) == list(loaded["A1"].var_names)
 
 
+@pytest.mark.slow
 def test_models_get_a_p_value_that_keeps_blocks_together(slides):
     from stimg.image.split import square_blocks
     from stimg.metrics import block_permutation_p

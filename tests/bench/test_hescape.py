@@ -63,6 +63,7 @@ def pitch(adata):
     return next(iter(adata.uns["stimg"]["raster"].values()))["pitch_um"]
 
 
+@pytest.mark.slow
 def test_random_encoders_score_chance_and_every_gallery_is_there(slides):
     report = run("hescape", slides, methods=["coordinates CCA"], nulls=True, **QUICK)
     rows = report.scores()

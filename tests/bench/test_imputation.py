@@ -514,6 +514,7 @@ def test_check_takes_tables_of_the_whole_section_and_refuses_the_rest(sections):
 # ------------------------------------------------------------------------------------------------------------------------------------ run
 
 
+@pytest.mark.slow
 def test_run_keeps_masks_apart_and_knows_what_may_be_seen(sections):
     protocol = replace(SMALL, masks=("checkerboard", "hole"))
 

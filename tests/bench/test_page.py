@@ -172,6 +172,7 @@ def test_stamps_are_loud_and_all_there(report, sections, protocol):
     assert [s for s in Parsed(page(many)).inside["strong"] if s.startswith("NOT CHECKED")] == many.data["stamps"]
 
 
+@pytest.mark.slow
 def test_hostile_names_are_shown_and_nothing_else(report):
     known = {m["name"]: f"{HOSTILE}{i}" for i, m in enumerate(report.data["methods"])}
     text = json.dumps(report.data)

@@ -126,6 +126,7 @@ def test_a_report_is_written_read_back_and_checked(slides, protocol, tmp_path):
         Report.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_gives_the_same_report(slides, protocol, tmp_path):
     whole = run(protocol, slides, methods={"noise": noise}, seeds=2, out=tmp_path / "whole", progress=False)
     calls = []

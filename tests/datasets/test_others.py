@@ -94,6 +94,7 @@ def _published(mirror, path, change):
     return source, pd.concat([layers, layers.assign(s="151507", l="L1")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [0, 1])
 def test_a_published_cortex_matrix_is_reduced_and_compared(mirror, monkeypatch, tmp_path, change):
     module = datasets.dlpfc.__globals__

@@ -63,6 +63,7 @@ cases = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     case=cases,
@@ -216,6 +217,7 @@ def test_csr_comes_back_in_raster_order():
     np.testing.assert_array_equal(rc[rows], points)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "n_vars", "n"), [(4000, 20_000, 50), (3000, 3, 20_000), (300, 2000, 20_000)])
 def test_memory_follows_the_non_zeros(side, n_vars, n):
     rng = np.random.default_rng(0)

@@ -500,6 +500,7 @@ def test_errors_say_what_was_found(call, error, match):
 # --- measured sections
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_depth_coordinates_and_ceiling_of_her2st_are_those_of_plain_code(mirror):
     """C2 and C3 predict B4: the 250 genes with most counts, not smoothed. A median .37 of the depth line is what two such donors share."""

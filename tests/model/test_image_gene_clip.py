@@ -125,6 +125,7 @@ def test_centring_by_hand(make_pairs, make_clip):
     np.testing.assert_allclose(model.get_image_embedding(moved), model.get_image_embedding(own), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_adversary_hides_batches(make_pairs, make_clip):
     """How well a section is told by the nearest mean of embeddings, with and without; mean over three trainings, for one alone varies by .1."""
     adata = make_pairs(effect=1.0, sections=3, donors=3)

@@ -155,6 +155,7 @@ class TestTraining:
         assert torch.equal(before[0], torch.get_rng_state())
         assert before[1] == random.getstate()
 
+    @pytest.mark.slow
     def test_a_stopped_training_goes_on(self, adata, trained, tmp_path):
         model = model_of(adata)
         before = weights(model)

@@ -287,6 +287,7 @@ def test_a_damaged_checkpoint(make_slide, make_model, tmp_path, how):
         model.train(max_epochs=2, checkpoint_dir=tmp_path, **FIT)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_training(make_slide, make_model, tmp_path):
     make_model(make_slide()).train(max_epochs=1, checkpoint_dir=tmp_path, **FIT)
     for options, arguments, names in (

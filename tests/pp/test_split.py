@@ -216,6 +216,7 @@ def test_folds_validate_on_named_donors_and_never_test_them():
     assert next(manifest.folds()).test == ("A0", "A1", "A2")
 
 
+@pytest.mark.slow
 def test_many_groups_are_no_trouble():
     adata = cohort({f"s{i}": f"d{i:03d}" for i in range(150)}, 2)
     stimg.pp.split(adata, test=["d000"])
